@@ -1,0 +1,307 @@
+"""What the benches share: a redis-server on a chosen jemalloc, its physical
+memory and CPU time, memory cgroups, medians and tables.
+
+Physical memory of a process is RssAnon plus the blocks of its store (the memfd
+that holds meshed slabs).  VmRSS counts a meshed page once per alias, PSS misses
+store pages that no page table maps at the moment, and reading smaps stops a
+process that has many mappings; none of them is used.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+BUILD = Path(__file__).resolve().parent.parent / "build"
+MB = 1 << 20
+CGROUPS = Path("/sys/fs/cgroup")
+STORE = "/memfd:jemalloc-mesh"
+START_TIMEOUT_S = 10
+
+
+def fail(message):
+    """Ends the program with one sentence that says what is wrong."""
+    raise SystemExit(f"error: {message}")
+
+
+def library(directory):
+    """The shared jemalloc in directory, links resolved as in /proc/PID/maps."""
+    path = Path(directory) / "libjemalloc.so.2"
+    if not path.exists():
+        fail(f"{path} is missing; `./run build` makes it.")
+    return path.resolve()
+
+
+def environment(**settings):
+    """The environment without what would choose or set up another malloc."""
+    env = {k: v for k, v in os.environ.items() if k not in
+           ("MALLOC_CONF", "LD_PRELOAD", "LD_LIBRARY_PATH")}
+    return env | {k: v for k, v in settings.items() if v}
+
+
+# Memory and CPU time of a process.
+
+def physical(pid):
+    """(RssAnon, blocks of the store) of a process, in bytes."""
+    with open(f"/proc/{pid}/status") as status:
+        anon = next(int(line.split()[1]) << 10 for line in status
+                    if line.startswith("RssAnon:"))
+    # The store is found anew each time: it appears with the first mesh, and
+    # every fork replaces it.  Two fds of one store count once.
+    stores = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{fd}"
+        try:
+            if os.readlink(path).startswith(STORE):
+                stat = os.stat(path)
+                stores[stat.st_ino] = stat.st_blocks * 512
+        except FileNotFoundError:
+            continue  # closed since listdir
+    return anon, sum(stores.values())
+
+
+def mappings(pid):
+    """Number of mappings; slow where there are many."""
+    with open(f"/proc/{pid}/maps") as maps:
+        return sum(1 for _ in maps)
+
+
+def cpu_all(pid):
+    """CPU seconds of all threads: the clock of clock_getcpuclockid(3)."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def cpu_main(pid):
+    """CPU seconds of the main thread."""
+    task = Path(f"/proc/{pid}/task/{pid}")
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except FileNotFoundError:  # a kernel without schedstat: clock ticks
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Sampler(threading.Thread):
+    """Takes physical() of a process every period seconds until stopped."""
+
+    def __init__(self, pid, period=0.1):
+        super().__init__(daemon=True)
+        self.pid, self.period = pid, period
+        self.samples = []  # (time.monotonic(), RssAnon, store)
+        self._end = threading.Event()
+        self._take()
+        self.start()
+
+    def _take(self):
+        self.samples.append((time.monotonic(), *physical(self.pid)))
+
+    def run(self):
+        while not self._end.wait(self.period):
+            try:
+                self._take()
+            except (FileNotFoundError, ProcessLookupError):
+                return  # the process died; whoever talks to it reports that
+
+    def stop(self):
+        """Takes the last sample."""
+        self._end.set()
+        self.join()
+        self._take()
+
+    def figures(self):
+        """Peak, mean and final physical memory in MB."""
+        total = [(anon + store) / MB for _, anon, store in self.samples]
+        return {"memory_peak": max(total),
+                "memory_mean": statistics.fmean(total),
+                "memory_final": total[-1]}
+
+
+class Cgroup:
+    """A memory cgroup (v1 or v2) of its own, or nothing where none can be made."""
+
+    def __init__(self):
+        self.path = None
+        name = f"jemalloc-bench-{os.getpid()}"
+        own = re.search(r"^0::(/.*)$", Path("/proc/self/cgroup").read_text(),
+                        re.M)
+        parents = [CGROUPS / "memory"]
+        if own:
+            path = CGROUPS / own[1].strip("/")
+            # A v2 group with processes in it cannot hand its controllers
+            # down, but one of those above it may.
+            parents += [p for p in (path, *path.parents)
+                        if p.is_relative_to(CGROUPS)]
+        for parent in parents:
+            try:
+                (parent / name).mkdir()
+            except OSError:
+                continue
+            if (parent / name / "memory.stat").exists():
+                self.path = parent / name
+                return
+            (parent / name).rmdir()
+
+    def enter(self):
+        """Moves the calling process into the group."""
+        if self.path:
+            (self.path / "cgroup.procs").write_text("0")
+
+    def figures(self):
+        """MB of anonymous and shared memory, and of everything charged to the
+        group (page tables, mappings and page cache too); {} without a group."""
+        if not self.path:
+            return {}
+        stat = dict(line.split() for line in
+                    (self.path / "memory.stat").read_text().splitlines())
+        charged = next(self.path / name for name in
+                       ("memory.current", "memory.usage_in_bytes")
+                       if (self.path / name).exists())
+        return {"cgroup_pages": (int(stat.get("anon") or stat["rss"])
+                                 + int(stat["shmem"])) / MB,
+                "cgroup_charged": int(charged.read_text()) / MB}
+
+    def remove(self):
+        """Removes the group; the processes in it must have ended."""
+        if self.path:
+            self.path.rmdir()
+
+
+# Redis.
+
+def redis_server():
+    """The server; Debian's redis-tools has the same program under the name of
+    one of its tools, and it goes by the name it is started with."""
+    for name in (BUILD / "redis/redis-server", "redis-server",
+                 "redis-check-rdb"):
+        path = shutil.which(name)
+        if path:
+            return os.path.realpath(path)
+    return fail("redis-server is missing; install Debian's redis-server or "
+                "redis-tools.")
+
+
+class Redis:
+    """A redis-server on the jemalloc in libdir, and a connection to it.
+
+    directory holds its socket and its log.  The server runs in the cgroup, if
+    one is given.
+    """
+
+    def __init__(self, executable, libdir, directory, *options, conf="",
+                 cgroup=None):
+        lib = library(libdir)
+        address = os.path.join(directory, "redis.sock")
+        self.log = Path(directory) / "redis.log"
+        env = environment(LD_LIBRARY_PATH=str(lib.parent), MALLOC_CONF=conf)
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                ["redis-server", "--port", "0", "--unixsocket", address,
+                 "--save", "", "--appendonly", "no", "--dir", str(directory),
+                 *options],
+                executable=executable, env=env, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log,
+                preexec_fn=cgroup.enter if cgroup else None)
+        self.pid = self.process.pid
+        try:
+            self.socket = self._connect(address)
+            self.replies = self.socket.makefile("rb")
+            with open(f"/proc/{self.pid}/maps") as maps:
+                loaded = {line.split()[-1] for line in maps
+                          if "libjemalloc" in line}
+            if loaded != {str(lib)}:
+                fail(f"redis-server runs on {loaded or 'another malloc'} "
+                     f"instead of {lib}.")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _connect(self, address):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(address)
+                return connection
+            except OSError:  # not listening yet
+                connection.close()
+                time.sleep(0.01)
+        return fail("redis-server does not start; it says: "
+                    + " ".join(self.log.read_text().splitlines()[-3:]))
+
+    def command(self, *words):
+        """One command; its reply as str, int or, for a null reply, None."""
+        self.socket.sendall(resp(*(str(word).encode() for word in words)))
+        kind, text = (lambda line: (line[:1], line[1:].decode().strip()))(
+            self.replies.readline())
+        if kind == b"-" or not kind:
+            fail(f"redis-server answers {words[0]} with: {text or 'its end'}")
+        if kind == b":":
+            return int(text)
+        if kind == b"$":
+            if text == "-1":
+                return None
+            return self.replies.read(int(text) + 2)[:-2].decode()
+        return text
+
+    def info(self, field):
+        return re.search(rf"^{field}:(.*)$", self.command("INFO"),
+                         re.M)[1].strip()
+
+    def mesh_stats(self):
+        """jemalloc's statistics of meshing, {} if it has none."""
+        report = self.command("MEMORY", "MALLOC-STATS")
+        names = ("npasses", "nmeshes", "nrefused", "time_ns", "time_max_ns",
+                 "groups", "followers", "saved", "saved_max", "mappings",
+                 "generation", "barrier", "off")
+        # The sum over all arenas comes before the arenas one by one.
+        found = ((name, re.search(rf'^\s*(?:mesh\.)?{name}: *"?([^"\n]*)',
+                                  report, re.M)) for name in names)
+        return {name: int(match[1]) if match[1].isdigit() else match[1]
+                for name, match in found if match}
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def resp(*words):
+    """A command as the bytes that Redis' protocol has for it."""
+    return b"*%d\r\n" % len(words) + b"".join(
+        b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+# Figures.
+
+def medians(runs):
+    """Medians of figures, key by key, over runs that all have the same keys;
+    what is not a number is taken from the last run."""
+    return {key: statistics.median(run[key] for run in runs)
+            if isinstance(value, (int, float)) else value
+            for key, value in runs[-1].items()}
+
+
+def ratio(ones, others, key):
+    """Median of the ratios within each run; None where one base is 0."""
+    if not all(one.get(key) for one in ones):
+        return None
+    return statistics.median(other[key] / one[key]
+                             for one, other in zip(ones, others))
+
+
+def table(head, rows):
+    """Prints rows of strings: the first column to the left, others right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    for row in (head, ["-" * width for width in widths], *rows):
+        print("  ".join(cell.rjust(width) if i else cell.ljust(width)
+                        for i, (cell, width) in enumerate(zip(row, widths)))
+              .rstrip())
+
+
+def save(path, data):
+    path.write_text(json.dumps(data, indent=1) + "\n")

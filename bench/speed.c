@@ -1,0 +1,241 @@
+/*
+ * Allocation patterns for speed.py, which preloads the malloc to be measured:
+ *
+ *	speed PATTERN THREADS OPERATIONS SIZE
+ *
+ * does so many operations (a malloc and a free) in each thread and prints as
+ * JSON which malloc it was and how long it took.  Each thread first does the
+ * same once unmeasured, so that start-up and the first growth of the heap stay
+ * out of the figures; what is measured runs below measured(), by which callgrind
+ * tells it apart.
+ */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define MAX_THREADS 64
+/* Regions alive at a time: in a batch of flush, in each hand of larson. */
+#define FLUSH_BATCH 4096
+#define LARSON_SLOTS 1024
+#define LARSON_HAND_OVER (64 * LARSON_SLOTS)
+/* pipe: pointers handed over at once, and how many such loads may wait. */
+#define PIPE_LOAD 256
+#define PIPE_WAITING 16
+
+static unsigned nthreads;
+static size_t   noperations;
+static size_t   size;
+
+static pthread_barrier_t barrier;
+
+static uint64_t
+now_ns(void) {
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static void *
+region_new(size_t nbytes) {
+	char *p = malloc(nbytes);
+	if (p == NULL) {
+		abort();
+	}
+	/* A program writes what it allocates, and the compiler keeps it. */
+	*(volatile char *)p = 1;
+	return p;
+}
+
+/* One region at a time: the thread cache answers all. */
+static void
+pattern_local(unsigned thread) {
+	for (size_t i = 0; i < noperations; i++) {
+		free(region_new(size));
+	}
+}
+
+/* Thousands at a time, so that the thread cache is filled and flushed. */
+static void
+pattern_flush(unsigned thread) {
+	static void *regions[MAX_THREADS][FLUSH_BATCH];
+	void       **batch = regions[thread];
+	for (size_t i = 0; i < noperations; i += FLUSH_BATCH) {
+		for (size_t j = 0; j < FLUSH_BATCH; j++) {
+			batch[j] = region_new(size);
+		}
+		for (size_t j = 0; j < FLUSH_BATCH; j++) {
+			free(batch[j]);
+		}
+	}
+}
+
+/*
+ * As Larson and Krishnan's server: each thread replaces random regions by ones
+ * of random sizes up to size, and hands them all to its neighbour now and then.
+ */
+static void
+pattern_larson(unsigned thread) {
+	static void *hands[MAX_THREADS][LARSON_SLOTS];
+	uint64_t     random = 0x9e3779b97f4a7c15 * (thread + 1);
+	unsigned     hand = thread;
+	for (size_t i = 0; i < noperations; i++) {
+		if (i % LARSON_HAND_OVER == 0) {
+			pthread_barrier_wait(&barrier);
+			hand = (hand + 1) % nthreads;
+		}
+		random ^= random << 13;
+		random ^= random >> 7;
+		random ^= random << 17;
+		void **slot = &hands[hand][random % LARSON_SLOTS];
+		free(*slot);
+		*slot = region_new(1 + (random >> 32) % size);
+	}
+}
+
+/* The first thread allocates what the second one frees. */
+static void
+pattern_pipe(unsigned thread) {
+	static void           *loads[PIPE_WAITING][PIPE_LOAD];
+	static size_t          nproduced, nconsumed;
+	static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+	static pthread_cond_t  changed = PTHREAD_COND_INITIALIZER;
+	bool                   producer = (thread == 0);
+
+	for (size_t i = 0; i < noperations; i += PIPE_LOAD) {
+		pthread_mutex_lock(&mutex);
+		while (nproduced - nconsumed == (producer ? PIPE_WAITING : 0)) {
+			pthread_cond_wait(&changed, &mutex);
+		}
+		void **load = loads[(producer ? nproduced : nconsumed)
+		    % PIPE_WAITING];
+		pthread_mutex_unlock(&mutex);
+		for (size_t j = 0; j < PIPE_LOAD; j++) {
+			if (producer) {
+				load[j] = region_new(size);
+			} else {
+				free(load[j]);
+			}
+		}
+		pthread_mutex_lock(&mutex);
+		(*(producer ? &nproduced : &nconsumed))++;
+		pthread_cond_signal(&changed);
+		pthread_mutex_unlock(&mutex);
+	}
+}
+
+static const struct {
+	const char *name;
+	void (*run)(unsigned thread);
+} patterns[] = {
+	{"local", pattern_local},
+	{"flush", pattern_flush},
+	{"larson", pattern_larson},
+	{"pipe", pattern_pipe},
+};
+
+static void (*pattern)(unsigned thread);
+
+__attribute__((noinline)) static void
+measured(unsigned thread) {
+	pattern(thread);
+	/* Not a tail call: callgrind watches this function's return. */
+	__asm__ volatile("");
+}
+
+struct thread {
+	pthread_t id;
+	unsigned  number;
+	uint64_t  start_ns;
+	uint64_t  end_ns;
+};
+
+static void *
+thread_run(void *arg) {
+	struct thread *thread = arg;
+	pattern(thread->number);
+	pthread_barrier_wait(&barrier);
+	thread->start_ns = now_ns();
+	measured(thread->number);
+	thread->end_ns = now_ns();
+	return NULL;
+}
+
+typedef int mallctl_t(const char *, void *, size_t *, void *, size_t);
+
+/* The string or bool at name as JSON, null where this malloc has none. */
+static void
+mallctl_print(const char *key, mallctl_t *mallctl, const char *name,
+    bool is_string) {
+	const char *string = NULL;
+	bool        boolean = false;
+	void       *value = is_string ? (void *)&string : (void *)&boolean;
+	size_t      nbytes = is_string ? sizeof(string) : sizeof(boolean);
+	if (mallctl == NULL || mallctl(name, value, &nbytes, NULL, 0) != 0) {
+		printf("\"%s\": null, ", key);
+	} else if (is_string) {
+		printf("\"%s\": \"%s\", ", key, string);
+	} else {
+		printf("\"%s\": %s, ", key, boolean ? "true" : "false");
+	}
+}
+
+int
+main(int argc, char **argv) {
+	static struct thread threads[MAX_THREADS];
+	if (argc != 5) {
+		fprintf(stderr, "usage: speed PATTERN THREADS OPERATIONS SIZE\n");
+		return 2;
+	}
+	for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++) {
+		if (strcmp(argv[1], patterns[i].name) == 0) {
+			pattern = patterns[i].run;
+		}
+	}
+	nthreads = (unsigned)strtoul(argv[2], NULL, 10);
+	noperations = strtoul(argv[3], NULL, 10);
+	size = strtoul(argv[4], NULL, 10);
+	if (pattern == NULL || nthreads == 0 || nthreads > MAX_THREADS
+	    || size == 0 || (pattern == pattern_pipe && nthreads != 2)) {
+		fprintf(stderr, "speed: no such pattern, threads or size\n");
+		return 2;
+	}
+
+	pthread_barrier_init(&barrier, NULL, nthreads);
+	for (unsigned i = 0; i < nthreads; i++) {
+		threads[i].number = i;
+		if (pthread_create(&threads[i].id, NULL, thread_run,
+		    &threads[i]) != 0) {
+			abort();
+		}
+	}
+	uint64_t start_ns = UINT64_MAX, end_ns = 0;
+	for (unsigned i = 0; i < nthreads; i++) {
+		pthread_join(threads[i].id, NULL);
+		if (threads[i].start_ns < start_ns) {
+			start_ns = threads[i].start_ns;
+		}
+		if (threads[i].end_ns > end_ns) {
+			end_ns = threads[i].end_ns;
+		}
+	}
+
+	Dl_info    info;
+	mallctl_t *mallctl = (mallctl_t *)dlsym(RTLD_DEFAULT, "mallctl");
+	if (dladdr(dlsym(RTLD_DEFAULT, "malloc"), &info) == 0) {
+		abort();
+	}
+	printf("{\"library\": \"%s\", ", info.dli_fname);
+	mallctl_print("version", mallctl, "version", true);
+	mallctl_print("config_mesh", mallctl, "config.mesh", false);
+	mallctl_print("opt_mesh", mallctl, "opt.mesh", false);
+	mallctl_print("mesh_off", mallctl, "stats.mesh.off", true);
+	printf("\"seconds\": %.9f}\n", (double)(end_ns - start_ns) / 1e9);
+	return 0;
+}
