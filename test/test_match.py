@@ -342,7 +342,7 @@ def test_checker_finds_faults(groups, fault):
     ("match_bit_set(&block[m->nregs], bit)", "(void)bit"),
     ("m->next[i] = m->next[m->last[g]]", "m->next[i] = i"),
     ("m->block++;", "m->block += 1 + (m->block & 1);"),
-    ("n * (3 * sizeof(uint32_t)", "n * (2 * sizeof(uint32_t)"),
+    ("(3 * sizeof(uint32_t) +", "(2 * sizeof(uint32_t) +"),
     ("return BLOCK_NGROUPS;", "return 0;"),
     ("? m->hint->block", "? 0"),
     ("used >= work", "used >= 30 * work"),
