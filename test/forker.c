@@ -1,0 +1,324 @@
+/*
+ * Forks with thousands of meshed slabs while threads write to them, and checks
+ * in every process that its heap is its own from the fork on.
+ *
+ * A child first checks all objects as of the fork.  Then it writes to all of
+ * them while its parent does too, frees and allocates, meshes, starts writers
+ * of its own and forks in turn, so often as -d says.  Every process checks all
+ * of its objects at its end.
+ */
+#define _GNU_SOURCE
+#include "measure.h"
+#include "objects.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define OBJECTS_MAX 400000
+#define NWRITERS_MAX 16
+#define SIZE_MIN 16
+#define SIZE_MAX_SMALL 14337
+
+static const char usage[] =
+    "usage: forker [-t writers] [-r seed] [-b MiB] [-n forks] [-c children at a"
+    " time]\n"
+    "              [-d depth] [-wR]\n"
+    "  -w  let the writers wait during fork: objects must be exactly equal\n"
+    "  -R  use _Fork(), which passes over pthread_atfork(): must show damage\n";
+
+static unsigned nwriters = 3;
+static uint64_t seed = 1;
+static size_t   bytes_max = (size_t)64 << 20;
+static unsigned nforks = 5;
+static unsigned nchildren_max = 1;
+static unsigned depth_max = 2;
+static bool     with_wait, raw;
+
+/* Sums over all processes, in memory that they share. */
+typedef struct {
+	_Atomic uint64_t forks, checked, bad;
+	/* Objects caught between the two halves of an increment. */
+	_Atomic uint64_t ahead;
+	/* Meshes made after a fork by the child itself. */
+	_Atomic uint64_t child_meshes;
+	/* Children that did not exit with status 0. */
+	_Atomic uint64_t failed;
+	/* Followers in the process that forked first, when it did. */
+	_Atomic uint64_t followers;
+} results_t;
+
+static results_t *results;
+
+/* Incremented by the writers, each its own part of it. */
+static table_t written;
+/* Allocated and freed by the main thread meanwhile. */
+static table_t churned;
+
+static pthread_t   writers[NWRITERS_MAX];
+static atomic_bool stop;
+static atomic_bool wait_wanted;
+static atomic_uint nwaiting;
+
+static void *
+writer_main(void *arg) {
+	unsigned self = (unsigned)(uintptr_t)arg;
+	rng_t    rng = {seed + self};
+	while (!stop) {
+		for (unsigned i = 0; i < 64; i++) {
+			size_t k = rng_below(&rng, (uint32_t)written.n);
+			k -= k % nwriters;
+			if (k + self < written.n) {
+				object_bump(&written.objects[k + self]);
+			}
+		}
+		if (wait_wanted) {
+			nwaiting++;
+			while (wait_wanted) {
+				sched_yield();
+			}
+			nwaiting--;
+		}
+	}
+	return NULL;
+}
+
+static void
+writers_start(void) {
+	stop = false;
+	for (unsigned i = 0; i < nwriters; i++) {
+		errno = pthread_create(
+		    &writers[i], NULL, writer_main, (void *)(uintptr_t)i);
+		if (errno != 0) {
+			die("pthread_create");
+		}
+	}
+}
+
+static void
+writers_stop(void) {
+	stop = true;
+	for (unsigned i = 0; i < nwriters; i++) {
+		pthread_join(writers[i], NULL);
+	}
+}
+
+static void
+writers_hold(void) {
+	wait_wanted = true;
+	while (nwaiting < nwriters) {
+		sched_yield();
+	}
+}
+
+static void
+writers_release(void) {
+	wait_wanted = false;
+	while (nwaiting > 0) {
+		sched_yield();
+	}
+}
+
+static void
+check(table_t *t) {
+	results->checked += t->n;
+	results->bad += table_check(t);
+}
+
+/*
+ * Checks the objects as of the fork.  A writer increments the object and then
+ * its count, and a fork can come between: one object a writer may be ahead.
+ */
+static void
+check_inherited(void) {
+	uint64_t ahead = 0;
+	for (size_t i = 0; i < written.n; i++) {
+		object_t next = written.objects[i];
+		next.count++;
+		if (object_bad(&written.objects[i]) && !object_bad(&next)) {
+			written.objects[i] = next;
+			ahead++;
+		}
+	}
+	results->ahead += ahead;
+	if (ahead > (with_wait ? 0 : nwriters)) {
+		fprintf(stderr, "%llu objects ahead of their count\n",
+		    (unsigned long long)ahead);
+		results->bad += ahead;
+	}
+	check(&written);
+	check(&churned);
+}
+
+/* Writes to everything, differently in each process, and checks it. */
+static void
+rewrite(void) {
+	for (size_t i = 0; i < written.n; i++) {
+		written.objects[i].id += (uint64_t)getpid() << 40;
+		object_rewrite(&written.objects[i]);
+	}
+	check(&written);
+}
+
+/* Frees most of the objects of a table and allocates others, and meshes. */
+static void
+churn(table_t *t) {
+	table_fill(t, bytes_max, SIZE_MIN, SIZE_MAX_SMALL);
+	results->checked += t->n;
+	results->bad += table_thin(
+	    t, 0.02 + 0.2 * unit(rng_next(&t->rng)), thin_random);
+	ctl_do("thread.tcache.flush");
+	mesh_pass();
+	check(t);
+}
+
+static uint64_t
+nmeshes(void) {
+	ctl_epoch();
+	return mesh_stat("nmeshes");
+}
+
+static void live(unsigned depth);
+
+static void
+child_main(unsigned depth) {
+	uint64_t bad = results->bad;
+	/* Only the thread that forked is here. */
+	wait_wanted = false;
+	nwaiting = 0;
+	check_inherited();
+	for (unsigned i = 0; i < 3; i++) {
+		rewrite();
+	}
+	if (!raw) {
+		uint64_t before = nmeshes();
+		churn(&written);
+		results->child_meshes += nmeshes() - before;
+		if (depth > 0) {
+			live(depth);
+		}
+	}
+	_exit(results->bad > bad);
+}
+
+static void
+child_wait(void) {
+	int status;
+	if (wait(&status) < 0) {
+		die("wait");
+	}
+	if (status != 0) {
+		fprintf(stderr, "a child ended with status %#x\n", status);
+		results->failed++;
+	}
+}
+
+/* Forks under load; depth says how many generations are still to come. */
+static void
+live(unsigned depth) {
+	unsigned n = depth == depth_max ? nforks : 1;
+	unsigned nchildren = 0;
+	churn(&written);
+	writers_start();
+	for (unsigned i = 0; i < n; i++) {
+		if (i == 0 && depth == depth_max) {
+			ctl_epoch();
+			results->followers = mesh_stat("followers");
+		}
+		if (with_wait) {
+			writers_hold();
+		}
+		pid_t pid = raw ? _Fork() : fork();
+		if (pid < 0) {
+			die("fork");
+		}
+		if (pid == 0) {
+			child_main(depth - 1);
+		}
+		if (with_wait) {
+			writers_release();
+		}
+		results->forks++;
+		if (++nchildren == nchildren_max) {
+			child_wait();
+			nchildren--;
+		}
+		churn(&churned);
+	}
+	while (nchildren-- > 0) {
+		child_wait();
+	}
+	writers_stop();
+	check(&written);
+	check(&churned);
+}
+
+static void
+options_parse(int argc, char **argv) {
+	for (int c; (c = getopt(argc, argv, "t:r:b:n:c:d:wR")) != -1;) {
+		switch (c) {
+		case 't':
+			nwriters = (unsigned)number_parse(optarg);
+			if (nwriters > NWRITERS_MAX) {
+				nwriters = NWRITERS_MAX;
+			}
+			break;
+		case 'r':
+			seed = number_parse(optarg);
+			break;
+		case 'b':
+			bytes_max = number_parse(optarg) << 20;
+			break;
+		case 'n':
+			nforks = (unsigned)number_parse(optarg);
+			break;
+		case 'c':
+			nchildren_max = (unsigned)number_parse(optarg);
+			break;
+		case 'd':
+			depth_max = (unsigned)number_parse(optarg);
+			break;
+		case 'w':
+			with_wait = true;
+			break;
+		case 'R':
+			raw = true;
+			break;
+		default:
+			fputs(usage, stderr);
+			exit(2);
+		}
+	}
+}
+
+int
+main(int argc, char **argv) {
+	options_parse(argc, argv);
+	results = outside_alloc_shared(sizeof(*results));
+	table_init(&written, OBJECTS_MAX, seed, 1);
+	table_init(&churned, OBJECTS_MAX, seed + 1, UINT64_C(1) << 32);
+	live(depth_max);
+	table_free(&written);
+	table_free(&churned);
+
+	ctl_epoch();
+	printf(
+	    "{\"seed\": %llu, \"forks\": %llu, \"checked\": %llu,"
+	    " \"bad\": %llu, \"ahead\": %llu, \"failed\": %llu,"
+	    " \"followers\": %llu, \"child_meshes\": %llu, \"mesh\": ",
+	    (unsigned long long)seed, (unsigned long long)results->forks,
+	    (unsigned long long)results->checked,
+	    (unsigned long long)results->bad,
+	    (unsigned long long)results->ahead,
+	    (unsigned long long)results->failed,
+	    (unsigned long long)results->followers,
+	    (unsigned long long)results->child_meshes);
+	mesh_print();
+	printf("}\n");
+	return results->bad + results->failed > 0;
+}

@@ -1,0 +1,144 @@
+#define _GNU_SOURCE
+#include "measure.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <jemalloc/jemalloc.h>
+
+uint64_t
+ctl_number(const char *name) {
+	uint64_t value;
+	size_t   size = sizeof(value);
+	errno = mallctl(name, &value, &size, NULL, 0);
+	if (errno != 0) {
+		die(name);
+	}
+	return value;
+}
+
+static const char *
+ctl_text(const char *name) {
+	const char *value;
+	size_t      size = sizeof(value);
+	errno = mallctl(name, &value, &size, NULL, 0);
+	if (errno != 0) {
+		die(name);
+	}
+	return value;
+}
+
+void
+ctl_epoch(void) {
+	uint64_t epoch = 1;
+	errno = mallctl("epoch", NULL, NULL, &epoch, sizeof(epoch));
+	if (errno != 0) {
+		die("epoch");
+	}
+}
+
+bool
+ctl_do(const char *name) {
+	errno = mallctl(name, NULL, NULL, NULL, 0);
+	return errno != 0;
+}
+
+bool
+mesh_built(void) {
+	bool   built;
+	size_t size = sizeof(built);
+	return mallctl("config.mesh", &built, &size, NULL, 0) == 0 && built;
+}
+
+void
+mesh_pass(void) {
+	if (mesh_built() && ctl_do("arena.4096.mesh")) {
+		die("arena.4096.mesh");
+	}
+}
+
+uint64_t
+mesh_stat(const char *name) {
+	if (!mesh_built()) {
+		return 0;
+	}
+	char full[64];
+	snprintf(full, sizeof(full), "stats.mesh.%s", name);
+	return ctl_number(full);
+}
+
+void
+mesh_print(void) {
+	static const char *const numbers[] = {"npasses", "nmeshes", "nrefused",
+	    "time_ns", "time_max_ns", "groups", "followers", "saved",
+	    "saved_max", "mappings", "max_maps", "store", "generation"};
+	if (!mesh_built()) {
+		printf("null");
+		return;
+	}
+	putchar('{');
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+		printf("\"%s\": %llu, ", numbers[i],
+		    (unsigned long long)mesh_stat(numbers[i]));
+	}
+	printf("\"barrier\": \"%s\", \"off\": \"%s\"}",
+	    ctl_text("stats.mesh.barrier"), ctl_text("stats.mesh.off"));
+}
+
+static FILE *
+proc_open(const char *path) {
+	FILE *file = fopen(path, "re");
+	if (file == NULL) {
+		die(path);
+	}
+	return file;
+}
+
+uint64_t
+rss_anon(void) {
+	FILE              *file = proc_open("/proc/self/status");
+	char               line[256];
+	unsigned long long kib = 0;
+	while (fgets(line, sizeof(line), file) != NULL
+	    && sscanf(line, "RssAnon: %llu", &kib) != 1) {
+	}
+	fclose(file);
+	return kib * 1024;
+}
+
+uint64_t
+mappings(void) {
+	FILE    *file = proc_open("/proc/self/maps");
+	uint64_t lines = 0;
+	for (int c; (c = getc(file)) != EOF;) {
+		lines += c == '\n';
+	}
+	fclose(file);
+	return lines;
+}
+
+uint64_t
+store_blocks(void) {
+	static const char store[] = "/memfd:jemalloc-mesh";
+	uint64_t          blocks = 0;
+	DIR              *dir = opendir("/proc/self/fd");
+	if (dir == NULL) {
+		die("/proc/self/fd");
+	}
+	for (struct dirent *e; (e = readdir(dir)) != NULL;) {
+		char        link[256] = "";
+		struct stat st;
+		if (readlinkat(dirfd(dir), e->d_name, link, sizeof(link) - 1)
+		        > 0
+		    && strncmp(link, store, strlen(store)) == 0
+		    && fstatat(dirfd(dir), e->d_name, &st, 0) == 0) {
+			blocks += (uint64_t)st.st_blocks;
+		}
+	}
+	closedir(dir);
+	return blocks * 512;
+}

@@ -1,0 +1,159 @@
+/*
+ * Fragments the heap, meshes it and frees everything, and prints after each
+ * step what jemalloc and the kernel say about memory.  Checks only what cannot
+ * be seen from outside: that objects stay as they were, and that memory taken
+ * back from meshed slabs is zero where calloc() says so.
+ */
+#define _GNU_SOURCE
+#include "measure.h"
+#include "objects.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define OBJECTS_MAX 2000000
+
+static const char usage[] =
+    "usage: release [-b MiB a size] [-n rounds] [-r seed] [-u file]\n"
+    "  -u  a file whose number is printed as \"cgroup\" at each step\n";
+
+/* Classes of one and of several pages a slab, of many and of few regions. */
+static const size_t sizes[] = {16, 64, 256, 320, 1024, 1792, 2048, 5120};
+#define NSIZES (sizeof(sizes) / sizeof(sizes[0]))
+
+static size_t      bytes = (size_t)8 << 20;
+static unsigned    nrounds = 3;
+static uint64_t    seed = 1;
+static const char *cgroup_file;
+
+static table_t  table;
+static uint64_t bad;
+
+static uint64_t
+cgroup_usage(void) {
+	if (cgroup_file == NULL) {
+		return 0;
+	}
+	FILE              *file = fopen(cgroup_file, "re");
+	unsigned long long usage_bytes;
+	if (file == NULL || fscanf(file, "%llu", &usage_bytes) != 1) {
+		die(cgroup_file);
+	}
+	fclose(file);
+	return usage_bytes;
+}
+
+static void
+step_print(const char *step, unsigned round) {
+	static const char *const stats[] = {
+	    "stats.allocated", "stats.active", "stats.resident"};
+	static bool first = true;
+	uint64_t    usage_bytes = cgroup_usage();
+	uint64_t    anon = rss_anon(), store = store_blocks();
+	ctl_epoch();
+	printf(
+	    "%s{\"step\": \"%s\", \"round\": %u, \"live\": %zu,"
+	    " \"rss_anon\": %llu, \"store\": %llu, \"cgroup\": %llu,"
+	    " \"mappings\": %llu, ",
+	    first ? "[" : ",\n ", step, round, table_bytes(&table),
+	    (unsigned long long)anon, (unsigned long long)store,
+	    (unsigned long long)usage_bytes, (unsigned long long)mappings());
+	for (size_t i = 0; i < sizeof(stats) / sizeof(stats[0]); i++) {
+		printf("\"%s\": %llu, ", stats[i],
+		    (unsigned long long)ctl_number(stats[i]));
+	}
+	printf("\"mesh\": ");
+	mesh_print();
+	printf("}");
+	first = false;
+}
+
+static void
+fill(void) {
+	for (size_t i = 0; i < NSIZES; i++) {
+		for (size_t n = bytes / sizes[i]; n > 0; n--) {
+			table_add(&table, malloc(sizes[i]));
+		}
+	}
+}
+
+/* Leaves nothing that is free in the caches. */
+static void
+thin(void) {
+	bad += table_thin(&table, 0.1, thin_random);
+	ctl_do("thread.tcache.flush");
+}
+
+static void
+free_all(void) {
+	bad += table_free(&table);
+	ctl_do("thread.tcache.flush");
+}
+
+/* Takes the released memory again, in small and in large pieces. */
+static void
+zero_check(void) {
+	size_t max = NSIZES * bytes / 16;
+	void **all = outside_alloc(max * sizeof(void *));
+	size_t n = 0;
+	for (size_t left = NSIZES * bytes, size; left > 64; left -= size) {
+		size = rng_size(&table.rng, 16, 1 << 20);
+		size = size < left ? size : left;
+		all[n] = calloc(1, size);
+		if (all[n] == NULL) {
+			die("calloc");
+		}
+		bad += !is_zero(all[n++], size);
+	}
+	while (n > 0) {
+		free(all[--n]);
+	}
+	ctl_do("thread.tcache.flush");
+}
+
+static void
+options_parse(int argc, char **argv) {
+	for (int c; (c = getopt(argc, argv, "b:n:r:u:")) != -1;) {
+		switch (c) {
+		case 'b':
+			bytes = number_parse(optarg) << 20;
+			break;
+		case 'n':
+			nrounds = (unsigned)number_parse(optarg);
+			break;
+		case 'r':
+			seed = number_parse(optarg);
+			break;
+		case 'u':
+			cgroup_file = optarg;
+			break;
+		default:
+			fputs(usage, stderr);
+			exit(2);
+		}
+	}
+}
+
+int
+main(int argc, char **argv) {
+	options_parse(argc, argv);
+	table_init(&table, OBJECTS_MAX, seed, 1);
+	for (unsigned round = 0; round < nrounds; round++) {
+		step_print("start", round);
+		fill();
+		step_print("filled", round);
+		thin();
+		step_print("thinned", round);
+		mesh_pass();
+		step_print("meshed", round);
+		bad += table_check(&table);
+		step_print("checked", round);
+		free_all();
+		step_print("freed", round);
+		zero_check();
+		step_print("zeroed", round);
+	}
+	printf("]\n");
+	return bad > 0;
+}
