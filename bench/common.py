@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
-MB = 1 << 20
+MB = 1 << 20  # as Redis counts: maxmemory 100mb
 CGROUPS = Path("/sys/fs/cgroup")
 STORE = "/memfd:jemalloc-mesh"
 START_TIMEOUT_S = 10
@@ -154,7 +154,8 @@ class Cgroup:
 
     def figures(self):
         """MB of anonymous and shared memory, and of everything charged to the
-        group (page tables, mappings and page cache too); {} without a group."""
+        group (page tables, mappings and page cache too); {} without a group.
+        """
         if not self.path:
             return {}
         stat = dict(line.split() for line in
@@ -237,8 +238,8 @@ class Redis:
     def command(self, *words):
         """One command; its reply as str, int or, for a null reply, None."""
         self.socket.sendall(resp(*(str(word).encode() for word in words)))
-        kind, text = (lambda line: (line[:1], line[1:].decode().strip()))(
-            self.replies.readline())
+        line = self.replies.readline()
+        kind, text = line[:1], line[1:].decode().strip()
         if kind == b"-" or not kind:
             fail(f"redis-server answers {words[0]} with: {text or 'its end'}")
         if kind == b":":
@@ -255,15 +256,12 @@ class Redis:
 
     def mesh_stats(self):
         """jemalloc's statistics of meshing, {} if it has none."""
-        report = self.command("MEMORY", "MALLOC-STATS")
-        names = ("npasses", "nmeshes", "nrefused", "time_ns", "time_max_ns",
-                 "groups", "followers", "saved", "saved_max", "mappings",
-                 "generation", "barrier", "off")
-        # The sum over all arenas comes before the arenas one by one.
-        found = ((name, re.search(rf'^\s*(?:mesh\.)?{name}: *"?([^"\n]*)',
-                                  report, re.M)) for name in names)
-        return {name: int(match[1]) if match[1].isdigit() else match[1]
-                for name, match in found if match}
+        # Those of the process come before those of the arenas one by one.
+        block = re.search(r"^ *Meshing:\n((?: +\w+: .*\n)+)",
+                          self.command("MEMORY", "MALLOC-STATS"), re.M)
+        pairs = re.findall(r"(\w+): (.*)", block[1]) if block else ()
+        return {name: int(value) if value.isdigit() else value.strip('"')
+                for name, value in pairs}
 
     def stop(self):
         self.process.kill()
