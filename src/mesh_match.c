@@ -68,7 +68,13 @@
  * a slab, of which the unions take the part that depends on nregs.
  */
 
-#include "mesh_match.h"
+/* In jemalloc's tree, its private namespace applies to these symbols too. */
+#if __has_include("jemalloc/internal/jemalloc_preamble.h")
+#	include "jemalloc/internal/jemalloc_preamble.h"
+#	include "jemalloc/internal/mesh_match.h"
+#else
+#	include "mesh_match.h"
+#endif
 
 /* Groups in a block: the bits of a line, which is one cache line. */
 #define BLOCK_LG 9

@@ -1,0 +1,165 @@
+/*
+ * Meshing: slabs of one bin whose live regions do not overlap share one physical
+ * slab, so that fragmented programs need less memory, and no object moves.
+ *
+ *     slab L  [A . . B . . . C]  --\
+ *                                   >--  one physical slab [A D . B . E . C]
+ *     slab F  [. D . . . E . .]  --/     mapped at L and at F
+ *
+ * (Powers, Tench, Berger, McGregor: Mesh, PLDI 2019.)  Every slab is ordinary
+ * private memory until it meshes, so a program that does not fragment runs on
+ * stock jemalloc.
+ *
+ * Words.  The leader of a group is the slab whose place in the store holds the
+ * memory; it goes on serving allocations, from the union of the group's
+ * bitmaps.  Its followers map the same memory and only wait for their regions to
+ * be freed.  The store is a memfd in which a slab's place is its own address; a
+ * generation is the store between two forks.  To splice is to map a physical
+ * slab at one more range.  The barrier keeps writers off a range meanwhile.
+ *
+ * States of a slab, in its edata_t's e_bits:
+ *
+ *     private --hold--> held --join--> follower --last free--> dying --> released
+ *                        |  ^             |  ^
+ *                       lead|            hold|join (moves to another group)
+ *                        v  |             v  |
+ *                       leader            held
+ *
+ * A private slab or leader is where stock jemalloc has it: slabcur, in
+ * slabs_nonfull, or full and in no list.  A held one is in no list, for the
+ * milliseconds of a batch.  A follower is in its group's list.  A group is in its
+ * bin's list, for fork to find.  Dead slabs that the kernel would not un-splice
+ * are in the bin's limbo.
+ *
+ * Who calls whom, and the files:
+ *
+ *     background thread, tick, mallctl
+ *         |
+ *     mesh_pass          finds candidates, has them matched, carries it out
+ *         |     \   \
+ *         |      \   mesh_match    bitmaps in, groups out
+ *         |     mesh_group         leaders and followers, frees, releases
+ *         |         |
+ *     mesh_barrier  mesh_splice    keep writers away; copy, splice, un-splice
+ *         |         |
+ *     mesh_store                   the memfd, its windows and generations
+ *
+ *     mesh_fork                    private views at fork
+ *     mesh_place                   random placement of regions
+ *     mesh.c                       options, boot, hooks, statistics
+ *
+ * Locks: background thread's info->mtx, then the mesh lock (mesh_pass.h), then
+ * jemalloc's arena locks, then bin locks, which are leaves.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/mesh_barrier.h"
+#include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_store.h"
+
+bool           opt_mesh = false;
+mesh_barrier_t opt_mesh_barrier = mesh_barrier_auto;
+size_t         opt_mesh_max_maps = 0;
+
+bool mesh_background_thread_named = false;
+
+/* Why meshing is off for good; NULL if it is on. */
+static const char *mesh_off = "mesh:true was not asked for";
+
+bool
+mesh_boot(tsdn_t *tsdn) {
+	if (!opt_mesh) {
+		return false;
+	}
+	mesh_off = mesh_barrier_boot();
+	if (mesh_off != NULL) {
+		malloc_printf("<jemalloc>: mesh is off: %s.\n", mesh_off);
+		opt_mesh = false;
+		return false;
+	}
+	if (mesh_pass_boot()) {
+		return true;
+	}
+	mesh_splice_boot();
+	mesh_placing = opt_mesh_random;
+	/* Meshing belongs in the background, unless the user decided. */
+	if (have_background_thread && !mesh_background_thread_named) {
+		opt_background_thread = true;
+	}
+	return false;
+}
+
+void
+mesh_arena_custom_hooks_note(mesh_arena_t *mesh) {
+	atomic_store_b(&mesh->custom_hooks, true, ATOMIC_RELAXED);
+}
+
+void
+mesh_ehooks_alloc(void *addr, size_t size) {
+	/*
+	 * Where the kernel backs any memory with huge pages, to splice a slab out
+	 * of one frees nothing.  Whoever asks for huge pages gets them all the
+	 * same.
+	 */
+	if (have_madvise_huge && opt_thp == thp_mode_do_nothing
+	    && init_system_thp_mode == system_thp_mode_always) {
+		(void)pages_nohuge(addr, size);
+	}
+}
+
+void
+mesh_ehooks_assert_private(void *addr, size_t size) {
+	for (byte_t *page = (byte_t *)addr; page < (byte_t *)addr + size;
+	    page += PAGE) {
+		const edata_t *edata = emap_edata_lookup(
+		    tsdn_fetch(), &arena_emap_global, page);
+		assert(edata == NULL
+		    || edata_mesh_role_get(edata) == edata_mesh_private);
+	}
+}
+
+void
+mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src) {
+	dst->npasses += src->npasses;
+	dst->nmeshes += src->nmeshes;
+	dst->nrefused += src->nrefused;
+	dst->time_ns += src->time_ns;
+	if (src->time_max_ns > dst->time_max_ns) {
+		dst->time_max_ns = src->time_max_ns;
+	}
+	dst->groups += src->groups;
+	dst->followers += src->followers;
+	dst->saved += src->saved;
+	dst->saved_max += src->saved_max;
+}
+
+void
+mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst) {
+	mesh_stats_t stats = {
+	    .npasses = atomic_load_u64(&mesh->npasses, ATOMIC_RELAXED),
+	    .nmeshes = atomic_load_u64(&mesh->nmeshes, ATOMIC_RELAXED),
+	    .nrefused = atomic_load_u64(&mesh->nrefused, ATOMIC_RELAXED),
+	    .time_ns = atomic_load_u64(&mesh->time_ns, ATOMIC_RELAXED),
+	    .time_max_ns = atomic_load_u64(&mesh->time_max_ns, ATOMIC_RELAXED),
+	    .groups = atomic_load_zu(&mesh->groups, ATOMIC_RELAXED),
+	    .followers = atomic_load_zu(&mesh->followers, ATOMIC_RELAXED),
+	    .saved = atomic_load_zu(&mesh->saved, ATOMIC_RELAXED),
+	    .saved_max = atomic_load_zu(&mesh->saved_max, ATOMIC_RELAXED)};
+	mesh_stats_accum(dst, &stats);
+}
+
+void
+mesh_global_stats_read(mesh_global_stats_t *dst) {
+	dst->mappings = mesh_splice_maps();
+	dst->max_maps = mesh_splice_maps_max();
+	dst->store = mesh_store_bytes();
+	dst->generation = mesh_store_generation();
+	dst->barrier = mesh_barrier_names[mesh_barrier_get()];
+	const char *refused = mesh_pass_refused();
+	dst->off = mesh_off != NULL ? mesh_off
+	    : refused != NULL       ? refused
+	                            : "";
+}

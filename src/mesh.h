@@ -1,0 +1,219 @@
+#ifndef JEMALLOC_INTERNAL_MESH_H
+#define JEMALLOC_INTERNAL_MESH_H
+
+/*
+ * All that jemalloc's own files may call.  The patches add the calls; what they
+ * do is in mesh*.c, and mesh.c opens with the overview.
+ *
+ * Every call stands behind `config_mesh`, a compile-time constant, so that a
+ * build without --enable-mesh is stock jemalloc.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/arena_types.h"
+#include "jemalloc/internal/atomic.h"
+#include "jemalloc/internal/bin_info.h"
+#include "jemalloc/internal/edata.h"
+#include "jemalloc/internal/ql.h"
+#include "jemalloc/internal/tsd_types.h"
+
+struct bin_s;
+
+/* What keeps writers away from a slab while it is copied (opt.mesh_barrier). */
+typedef enum {
+	/* The first of the others that this process is permitted. */
+	mesh_barrier_auto = 0,
+	/* userfaultfd(2) write protection: writers wait, in the kernel too. */
+	mesh_barrier_userfaultfd = 1,
+	/* Stop the world by a signal; not built yet. */
+	mesh_barrier_signal = 2,
+	/*
+	 * No barrier: loses writes.  Only debug builds accept it, for the tests
+	 * that show what the barrier is good for.
+	 */
+	mesh_barrier_none = 3,
+	mesh_barrier_limit = 4
+} mesh_barrier_t;
+
+/* A leader and its followers; laid out in mesh_group.h. */
+typedef struct mesh_group_s mesh_group_t;
+typedef ql_head(mesh_group_t) mesh_group_list_t;
+
+/* What mesh keeps in each bin; guarded by the bin's lock. */
+typedef struct mesh_bin_s mesh_bin_t;
+struct mesh_bin_s {
+	/* Every group of this bin; fork walks it. */
+	mesh_group_list_t groups;
+	/* Descriptors of groups that have ended, for the next ones. */
+	mesh_group_list_t groups_free;
+	/*
+	 * Dead slabs whose range the kernel refused to take out of the store;
+	 * the next search of the bin tries again.
+	 */
+	edata_list_active_t limbo;
+	/* bin->stats.ndalloc when the bin was last searched. */
+	uint64_t ndalloc_seen;
+	/* Looks to pass over before searching again: a fruitless search costs. */
+	unsigned nskip;
+	/* The value nskip starts from after the next fruitless search. */
+	unsigned backoff;
+};
+
+/* What mesh keeps in each arena. */
+typedef struct mesh_arena_s mesh_arena_t;
+struct mesh_arena_s {
+	/*
+	 * Custom extent hooks were set once: slabs of theirs may live on after
+	 * the hooks are set back, so this never returns to false.
+	 */
+	atomic_b_t custom_hooks;
+	/* The counters behind mesh_stats_t, field by field. */
+	atomic_u64_t npasses;
+	atomic_u64_t nmeshes;
+	atomic_u64_t nrefused;
+	atomic_u64_t time_ns;
+	atomic_u64_t time_max_ns;
+	atomic_zu_t  groups;
+	atomic_zu_t  followers;
+	atomic_zu_t  saved;
+	atomic_zu_t  saved_max;
+};
+
+/* Statistics of one arena, or the sum of several. */
+typedef struct mesh_stats_s mesh_stats_t;
+struct mesh_stats_s {
+	/* Searches of a bin that were finished. */
+	uint64_t npasses;
+	/* Slabs spliced onto the memory of another one. */
+	uint64_t nmeshes;
+	/* Slabs left as they were because the kernel or a limit said no. */
+	uint64_t nrefused;
+	/* Time spent in passes, and the longest slice of it, nanoseconds. */
+	uint64_t time_ns;
+	uint64_t time_max_ns;
+	/* Groups now, and their followers. */
+	size_t groups;
+	size_t followers;
+	/* Bytes of physical memory that followers do without, now and at most. */
+	size_t saved;
+	size_t saved_max;
+};
+
+/* State of the whole process. */
+typedef struct mesh_global_stats_s mesh_global_stats_t;
+struct mesh_global_stats_s {
+	/*
+	 * Mappings of the process, an upper bound (exact when last counted), and
+	 * the number at which meshing stops.
+	 */
+	size_t mappings;
+	size_t max_maps;
+	/* Bytes of memory in the store, frozen generations excluded. */
+	size_t store;
+	/* Number of times that fork froze the store. */
+	size_t generation;
+	/* Barrier in use: "userfaultfd", "none". */
+	const char *barrier;
+	/* Why meshing is off, "" if it is on. */
+	const char *off;
+};
+
+extern bool           opt_mesh;
+extern ssize_t        opt_mesh_period_ms;
+extern mesh_barrier_t opt_mesh_barrier;
+extern size_t         opt_mesh_max_maps;
+extern bool           opt_mesh_random;
+
+/* Set by conf.c if any source of options names background_thread. */
+extern bool mesh_background_thread_named;
+
+/* The names of mesh_barrier_t, in its order, as opt.mesh_barrier gives them. */
+extern const char *const mesh_barrier_names[];
+
+/* Whether fills place regions at random; constant once mesh_boot returned. */
+extern bool mesh_placing;
+
+/* mesh.c */
+
+/*
+ * Settles whether this process can mesh; where it cannot, says why in one
+ * sentence and switches meshing off.  Called once, at the end of jemalloc's
+ * initialization, single-threaded.  Returns true only when out of memory.
+ */
+bool mesh_boot(tsdn_t *tsdn);
+/* Notes for good that an arena was given custom extent hooks. */
+void mesh_arena_custom_hooks_note(mesh_arena_t *mesh);
+/*
+ * Extension of the default extent hooks: sets the THP policy of memory that may
+ * be meshed one day, and (debug builds) asserts that no spliced range reaches
+ * the page allocator.  Any lock may be held.
+ */
+void mesh_ehooks_alloc(void *addr, size_t size);
+void mesh_ehooks_assert_private(void *addr, size_t size);
+/* Adds the counters of one arena to dst; no lock needed. */
+void mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst);
+/* Adds src to dst, for sums over arenas (the longest slice is the maximum). */
+void mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src);
+/* State of the process; no lock needed. */
+void mesh_global_stats_read(mesh_global_stats_t *dst);
+
+/* mesh_group.c */
+
+/*
+ * The rest of a bin-level free whose region lies in a follower: its own bitmap
+ * has been updated already.  The bin lock is held.  Returns true if
+ * arena_slab_dalloc() must be called on slab.
+ */
+bool mesh_dalloc_follower(tsdn_t *tsdn, bool is_auto, struct bin_s *bin,
+    edata_t *slab, size_t regind);
+/*
+ * Releases a leader or follower that has no live region any more: takes the
+ * range out of the store and gives it back to the page allocator.  No lock may
+ * be held.
+ */
+void mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab);
+/*
+ * Number of free regions that the memory behind slab has: a follower's are its
+ * leader's.  Takes the bin lock for followers only.
+ */
+size_t mesh_slab_nfree(tsdn_t *tsdn, const edata_t *slab);
+
+/* mesh_place.c */
+
+/*
+ * bin_slab_reg_alloc[_batch]() with the regions chosen at random.  The bin lock
+ * is held.
+ */
+void *mesh_place_one(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info);
+void  mesh_place_batch(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info,
+     unsigned cnt, void **ptrs);
+
+/* mesh_pass.c */
+
+/*
+ * One bounded slice of work by background thread 0, which holds its info->mtx.
+ * Returns nanoseconds until it wants to be called again,
+ * BACKGROUND_THREAD_DEFERRED_MAX if only a tick need wake it.
+ */
+uint64_t mesh_background_work(tsdn_t *tsdn);
+/*
+ * Called once in about a thousand allocation events of an arena, no lock held:
+ * wakes background thread 0, or without it runs a small slice itself.
+ */
+void mesh_tick(tsdn_t *tsdn, arena_t *arena);
+/* A full pass over one arena now; no lock may be held. */
+void mesh_arena_pass(tsdn_t *tsdn, arena_t *arena);
+
+/* mesh_fork.c */
+
+/*
+ * Fork, in the order of jemalloc_prefork(): 0 takes the mesh lock before any
+ * arena lock; 1 runs with every bin locked and gives each spliced range a
+ * private view of the store, so that parent and child part by copy-on-write.
+ */
+void mesh_prefork0(tsdn_t *tsdn);
+void mesh_prefork1(tsdn_t *tsdn);
+void mesh_postfork_parent(tsdn_t *tsdn);
+void mesh_postfork_child(tsdn_t *tsdn);
+
+#endif /* JEMALLOC_INTERNAL_MESH_H */

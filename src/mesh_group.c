@@ -1,0 +1,376 @@
+/*
+ * Groups: who is leader and follower, and what frees and releases do to them.
+ *
+ * A group lies in one bin (of one arena and shard), so that a free into any of
+ * its slabs takes the bin lock it needs already.  The leader's bitmap is the
+ * union of what is live in all members; a follower's own bitmap keeps saying
+ * which of the live regions have their address in it.  A follower without live
+ * regions leaves at once; the leader stays until the union is empty.
+ *
+ *   edata            private        leader         follower
+ *   e_mesh           unused         its group      its group
+ *   heap / ql link   nonfull heap   nonfull heap   the group's followers
+ *   e_slab_data      own regions    union          own regions
+ *
+ * A follower that has left is dying until its range is out of the store; its
+ * e_mesh is the leader that dies with it, if any.
+ *
+ * Called by the patches (frees, releases) and by mesh_pass.  All bookkeeping is
+ * under the bin lock, a leaf; un-splicing and the page allocator run without it.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_store.h"
+
+#ifdef BITMAP_USE_TREE
+#	error "Mesh reads bitmaps as flat words; configure it without trees."
+#endif
+
+static const bin_info_t *
+slab_bin_info(const edata_t *slab) {
+	return &bin_infos[edata_szind_get(slab)];
+}
+
+static bool
+slab_empty(const edata_t *slab) {
+	return edata_nfree_get(slab) == slab_bin_info(slab)->nregs;
+}
+
+static bin_t *
+slab_bin(arena_t *arena, const edata_t *slab) {
+	return arena_get_bin(
+	    arena, edata_szind_get(slab), edata_binshard_get(slab));
+}
+
+void
+mesh_group_live(const edata_t *slab, uint64_t *live) {
+	const bitmap_info_t *info = &slab_bin_info(slab)->bitmap_info;
+	const bitmap_t      *bitmap = slab->e_slab_data.bitmap;
+	for (size_t w = 0; w < info->ngroups; w++) {
+		live[w] = ~(uint64_t)bitmap[w];
+	}
+	size_t tail = info->nbits & BITMAP_GROUP_NBITS_MASK;
+	if (tail != 0) {
+		live[info->ngroups - 1] &= (UINT64_C(1) << tail) - 1;
+	}
+}
+
+mesh_group_t *
+mesh_group_get(const edata_t *slab) {
+	edata_mesh_role_t role = edata_mesh_role_get(slab);
+	return role == edata_mesh_leader || role == edata_mesh_follower
+	    ? (mesh_group_t *)edata_mesh_get(slab)
+	    : NULL;
+}
+
+void
+mesh_group_hold(bin_t *bin, edata_t *slab) {
+	assert(!edata_mesh_held_get(slab));
+	if (edata_mesh_role_get(slab) != edata_mesh_follower) {
+		assert(edata_mesh_nonfull_get(slab));
+		edata_heap_remove(&bin->slabs_nonfull, slab);
+		edata_mesh_nonfull_set(slab, false);
+	}
+	edata_mesh_held_set(slab, true);
+}
+
+static void
+group_end(bin_t *bin, mesh_group_t *group) {
+	assert(group->nfollowers == 0);
+	ql_remove(&bin->mesh.groups, group, link);
+	mesh_group_discard(bin, group);
+}
+
+/*
+ * A follower leaves its group, to be released or to join another one.  Nothing
+ * counts it any more: its pages went when it joined.
+ */
+static void
+follower_leave(arena_t *arena, edata_t *slab) {
+	mesh_group_t *group = mesh_group_get(slab);
+	edata_list_active_remove(&group->followers, slab);
+	group->nfollowers--;
+	edata_mesh_set(slab, NULL);
+	edata_mesh_role_set(slab, edata_mesh_dying);
+	atomic_fetch_sub_zu(&arena->mesh.followers, 1, ATOMIC_RELAXED);
+	atomic_fetch_sub_zu(
+	    &arena->mesh.saved, edata_size_get(slab), ATOMIC_RELAXED);
+}
+
+void
+mesh_group_unhold(bin_t *bin, edata_t *slab, edata_list_active_t *dead) {
+	assert(edata_mesh_held_get(slab));
+	edata_mesh_held_set(slab, false);
+	if (edata_mesh_role_get(slab) == edata_mesh_follower) {
+		if (slab_empty(slab)) {
+			follower_leave(arena_get_from_edata(slab), slab);
+			edata_list_active_append(dead, slab);
+		}
+		return;
+	}
+	if (slab_empty(slab)) {
+		assert(mesh_group_get(slab) == NULL
+		    || mesh_group_get(slab)->nfollowers == 0);
+		if (config_stats) {
+			bin->stats.nonfull_slabs--;
+			bin->stats.curslabs--;
+		}
+		edata_list_active_append(dead, slab);
+	} else if (edata_nfree_get(slab) == 0) {
+		/* Full slabs of auto arenas are in no list. */
+		if (config_stats) {
+			bin->stats.nonfull_slabs--;
+		}
+	} else {
+		edata_heap_insert(&bin->slabs_nonfull, slab);
+		edata_mesh_nonfull_set(slab, true);
+	}
+}
+
+void
+mesh_group_lead(
+    arena_t *arena, bin_t *bin, edata_t *slab, mesh_group_t *group) {
+	assert(edata_mesh_role_get(slab) == edata_mesh_private);
+	assert(edata_mesh_held_get(slab));
+	group->leader = slab;
+	edata_list_active_init(&group->followers);
+	group->nfollowers = 0;
+	group->frozen = false;
+	ql_elm_new(group, link);
+	ql_tail_insert(&bin->mesh.groups, group, link);
+	edata_mesh_role_set(slab, edata_mesh_leader);
+	edata_mesh_set(slab, group);
+	atomic_fetch_add_zu(&arena->mesh.groups, 1, ATOMIC_RELAXED);
+}
+
+/* The live regions of slab move into, or out of, the union. */
+static void
+union_add(edata_t *leader, const edata_t *slab) {
+	uint64_t live[BITMAP_GROUPS_MAX];
+	mesh_group_live(slab, live);
+	bitmap_t *bitmap = leader->e_slab_data.bitmap;
+	unsigned  n = 0;
+	for (size_t w = 0; w < slab_bin_info(slab)->bitmap_info.ngroups; w++) {
+		assert((bitmap[w] & live[w]) == live[w]);
+		bitmap[w] &= ~live[w];
+		n += popcount_lu(live[w]);
+	}
+	edata_nfree_sub(leader, n);
+}
+
+static void
+union_sub(edata_t *leader, const edata_t *slab) {
+	uint64_t live[BITMAP_GROUPS_MAX];
+	mesh_group_live(slab, live);
+	bitmap_t *bitmap = leader->e_slab_data.bitmap;
+	for (size_t w = 0; w < slab_bin_info(slab)->bitmap_info.ngroups; w++) {
+		assert((bitmap[w] & live[w]) == 0);
+		bitmap[w] |= live[w];
+		for (uint64_t g = live[w]; g != 0; g &= g - 1) {
+			edata_nfree_inc(leader);
+		}
+	}
+}
+
+void
+mesh_group_join(
+    arena_t *arena, bin_t *bin, edata_t *slab, edata_t *leader) {
+	assert(edata_mesh_held_get(slab) && edata_mesh_held_get(leader));
+	assert(edata_mesh_role_get(leader) == edata_mesh_leader);
+	mesh_group_t *group = mesh_group_get(leader);
+	assert(!group->frozen);
+
+	if (edata_mesh_role_get(slab) == edata_mesh_follower) {
+		union_sub(mesh_group_get(slab)->leader, slab);
+		follower_leave(arena, slab);
+	} else {
+		if (edata_mesh_role_get(slab) == edata_mesh_leader) {
+			group_end(bin, mesh_group_get(slab));
+			atomic_fetch_sub_zu(
+			    &arena->mesh.groups, 1, ATOMIC_RELAXED);
+		}
+		if (config_stats) {
+			bin->stats.nonfull_slabs--;
+			bin->stats.curslabs--;
+		}
+		atomic_fetch_sub_zu(&arena->pa_shard.nactive,
+		    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);
+	}
+	union_add(leader, slab);
+	edata_mesh_role_set(slab, edata_mesh_follower);
+	edata_mesh_set(slab, group);
+	edata_list_active_append(&group->followers, slab);
+	group->nfollowers++;
+
+	atomic_fetch_add_zu(&arena->mesh.followers, 1, ATOMIC_RELAXED);
+	size_t saved = edata_size_get(slab)
+	    + atomic_fetch_add_zu(
+	        &arena->mesh.saved, edata_size_get(slab), ATOMIC_RELAXED);
+	if (saved > atomic_load_zu(&arena->mesh.saved_max, ATOMIC_RELAXED)) {
+		/* Only passes raise it, and the mesh lock admits one. */
+		atomic_store_zu(
+		    &arena->mesh.saved_max, saved, ATOMIC_RELAXED);
+	}
+}
+
+mesh_group_t *
+mesh_group_recycle(bin_t *bin) {
+	mesh_group_t *group = ql_first(&bin->mesh.groups_free);
+	if (group != NULL) {
+		ql_remove(&bin->mesh.groups_free, group, link);
+	}
+	return group;
+}
+
+void
+mesh_group_discard(bin_t *bin, mesh_group_t *group) {
+	ql_elm_new(group, link);
+	ql_tail_insert(&bin->mesh.groups_free, group, link);
+}
+
+bool
+mesh_dalloc_follower(
+    tsdn_t *tsdn, bool is_auto, bin_t *bin, edata_t *slab, size_t regind) {
+	malloc_mutex_assert_owner(tsdn, &bin->lock);
+	mesh_group_t     *group = mesh_group_get(slab);
+	edata_t          *leader = group->leader;
+	const bin_info_t *bin_info = slab_bin_info(slab);
+
+	bitmap_unset(
+	    leader->e_slab_data.bitmap, &bin_info->bitmap_info, regind);
+	edata_nfree_inc(leader);
+	/* A held leader had free regions when it was picked: this is not 1. */
+	if (edata_nfree_get(leader) == 1 && leader != bin->slabcur) {
+		assert(!edata_mesh_held_get(leader));
+		bin_dalloc_locked_handle_newly_nonempty(
+		    tsdn, is_auto, leader, bin);
+	}
+	if (!slab_empty(slab) || edata_mesh_held_get(slab)) {
+		return false;
+	}
+
+	follower_leave(arena_get_from_edata(slab), slab);
+	if (slab_empty(leader) && !edata_mesh_held_get(leader)) {
+		/*
+		 * The caller has room for one slab to release: the leader goes
+		 * with it, mesh_slab_dalloc() knows.
+		 */
+		assert(group->nfollowers == 0);
+		bin_dalloc_locked_handle_newly_empty(
+		    tsdn, is_auto, leader, bin);
+		edata_mesh_set(slab, leader);
+	}
+	return true;
+}
+
+/*
+ * pa_dalloc() for a range that is private again and has no memory: it goes to
+ * the retained extents, as zeroed.  Dirty ones would be reused first and
+ * counted as resident.
+ */
+static void
+range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
+	pa_shard_t *shard = &arena->pa_shard;
+	size_t      size = edata_size_get(slab);
+
+	edata_mesh_set(slab, NULL);
+	edata_mesh_role_set(slab, edata_mesh_private);
+	emap_remap(tsdn, shard->emap, slab, SC_NSIZES, /* slab */ false);
+	emap_deregister_interior(tsdn, shard->emap, slab);
+	edata_addr_set(slab, edata_base_get(slab));
+	edata_szind_set(slab, SC_NSIZES);
+
+	ehooks_t *ehooks = arena_get_ehooks(arena);
+	if (ehooks_dalloc_will_fail(ehooks)) {
+		extent_dalloc_wrapper_purged(tsdn, &shard->pac, ehooks, slab);
+	} else {
+		extent_dalloc_wrapper(tsdn, &shard->pac, ehooks, slab);
+	}
+	if (config_stats) {
+		atomic_fetch_sub_zu(
+		    &shard->pac.stats->pac_mapped, size, ATOMIC_RELAXED);
+	}
+}
+
+/* Takes the range out of the store; if the kernel refuses, leaves it in limbo. */
+static void
+range_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
+	if (!mesh_unsplice(edata_addr_get(slab), edata_size_get(slab))) {
+		range_dalloc(tsdn, arena, slab);
+		return;
+	}
+	bin_t *bin = slab_bin(arena, slab);
+	malloc_mutex_lock(tsdn, &bin->lock);
+	edata_list_active_append(&bin->mesh.limbo, slab);
+	malloc_mutex_unlock(tsdn, &bin->lock);
+}
+
+void
+mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
+	assert(!edata_mesh_nonfull_get(slab) && !edata_mesh_held_get(slab));
+	if (edata_mesh_role_get(slab) == edata_mesh_dying) {
+		edata_t *leader = (edata_t *)edata_mesh_get(slab);
+		range_release(tsdn, arena, slab);
+		if (leader == NULL) {
+			return;
+		}
+		slab = leader;
+	}
+
+	bin_t *bin = slab_bin(arena, slab);
+	malloc_mutex_lock(tsdn, &bin->lock);
+	group_end(bin, mesh_group_get(slab));
+	malloc_mutex_unlock(tsdn, &bin->lock);
+	atomic_fetch_sub_zu(&arena->mesh.groups, 1, ATOMIC_RELAXED);
+	atomic_fetch_sub_zu(&arena->pa_shard.nactive,
+	    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);
+	/*
+	 * Through the leader's own mapping: if fork made that private, the
+	 * kernel refuses, as it must, since a child may be reading.
+	 */
+	mesh_store_punch(edata_addr_get(slab), edata_size_get(slab));
+	range_release(tsdn, arena, slab);
+}
+
+void
+mesh_group_release(
+    tsdn_t *tsdn, arena_t *arena, edata_list_active_t *dead) {
+	edata_t *slab;
+	while ((slab = edata_list_active_first(dead)) != NULL) {
+		edata_list_active_remove(dead, slab);
+		arena_slab_dalloc(tsdn, arena, slab);
+	}
+}
+
+void
+mesh_group_limbo_retry(tsdn_t *tsdn, arena_t *arena, bin_t *bin) {
+	edata_list_active_t limbo;
+	edata_list_active_init(&limbo);
+	malloc_mutex_lock(tsdn, &bin->lock);
+	edata_list_active_concat(&limbo, &bin->mesh.limbo);
+	malloc_mutex_unlock(tsdn, &bin->lock);
+
+	edata_t *slab;
+	while ((slab = edata_list_active_first(&limbo)) != NULL) {
+		edata_list_active_remove(&limbo, slab);
+		range_release(tsdn, arena, slab);
+	}
+}
+
+size_t
+mesh_slab_nfree(tsdn_t *tsdn, const edata_t *slab) {
+	if (edata_mesh_role_get(slab) != edata_mesh_follower) {
+		return edata_nfree_get(slab);
+	}
+	bin_t *bin = slab_bin(arena_get_from_edata((edata_t *)slab), slab);
+	malloc_mutex_lock(tsdn, &bin->lock);
+	/* NULL if it has left its group since. */
+	const mesh_group_t *group = mesh_group_get(slab);
+	size_t nfree = edata_nfree_get(group != NULL ? group->leader : slab);
+	malloc_mutex_unlock(tsdn, &bin->lock);
+	return nfree;
+}

@@ -1,0 +1,69 @@
+#ifndef JEMALLOC_INTERNAL_MESH_GROUP_H
+#define JEMALLOC_INTERNAL_MESH_GROUP_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/mesh.h"
+
+/* A leader and its followers: slabs that share one physical slab. */
+struct mesh_group_s {
+	/* The slab at whose place in the store the memory is. */
+	edata_t *leader;
+	/* The other slabs, linked by ql_link_active; may be none. */
+	edata_list_active_t followers;
+	unsigned            nfollowers;
+	/*
+	 * The group is of a generation that fork froze: its ranges are private
+	 * views, and no slab joins it any more.
+	 */
+	bool frozen;
+	/* In mesh_bin_t's groups or groups_free. */
+	ql_elm(mesh_group_t) link;
+};
+
+/*
+ * All of these need the bin lock.  A slab is held from mesh_group_hold() to
+ * mesh_group_unhold(): it is in no list of the bin, so that no region can be
+ * allocated from it and it is not released; frees go on and update its bitmap.
+ */
+
+/* Regions of slab that are live, one bit each, as many words as a bitmap has. */
+void mesh_group_live(const edata_t *slab, uint64_t *live);
+
+/* The group of a leader or follower, NULL of a private slab. */
+mesh_group_t *mesh_group_get(const edata_t *slab);
+
+/*
+ * Takes a slab that is in slabs_nonfull, or any follower, out of the bin.
+ * nonfull_slabs goes on counting it, as users subtract it from curslabs.
+ */
+void mesh_group_hold(struct bin_s *bin, edata_t *slab);
+
+/*
+ * Puts a held slab back to where it belongs now.  If its last region was freed
+ * meanwhile it is put on dead instead, for arena_slab_dalloc().
+ */
+void mesh_group_unhold(struct bin_s *bin, edata_t *slab,
+    edata_list_active_t *dead);
+
+/* A held private slab becomes the leader of an empty group. */
+void mesh_group_lead(arena_t *arena, struct bin_s *bin, edata_t *slab,
+    mesh_group_t *group);
+
+/*
+ * A held slab becomes a follower of a held leader: a private slab, a follower of
+ * another group, or a leader without followers.
+ */
+void mesh_group_join(arena_t *arena, struct bin_s *bin, edata_t *slab,
+    edata_t *leader);
+
+/* A descriptor that an ended group has left behind in the bin, or NULL. */
+mesh_group_t *mesh_group_recycle(struct bin_s *bin);
+/* Keeps a descriptor that was not needed after all. */
+void mesh_group_discard(struct bin_s *bin, mesh_group_t *group);
+
+/* Releases the slabs of dead and those in limbo.  No lock may be held. */
+void mesh_group_release(tsdn_t *tsdn, arena_t *arena,
+    edata_list_active_t *dead);
+void mesh_group_limbo_retry(tsdn_t *tsdn, arena_t *arena, struct bin_s *bin);
+
+#endif /* JEMALLOC_INTERNAL_MESH_GROUP_H */

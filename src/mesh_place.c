@@ -1,0 +1,74 @@
+/*
+ * Random placement of regions in slabs.
+ *
+ * Two slabs mesh if their live regions do not overlap.  Programs free in
+ * patterns, and a pattern that is the same in every slab would keep all of them
+ * apart; so both the subset of regions a fill takes and the order in which it
+ * hands them out are random.
+ *
+ * Called by bin.c and arena.c in place of bin_slab_reg_alloc[_batch](), under
+ * the bin lock.  Manual arenas are never meshed and keep the lowest-first order
+ * that their users may count on.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+bool opt_mesh_random = true;
+bool mesh_placing = false;
+
+static bool
+place_in_order(tsdn_t *tsdn, const edata_t *slab) {
+	return tsdn_null(tsdn)
+	    || edata_arena_ind_get(slab) >= manual_arena_base;
+}
+
+/* Uniform in [0, range), range <= 2^16, from the upper bits of an LCG step. */
+static unsigned
+place_random(uint64_t *state, unsigned range) {
+	*state = prng_state_next_u64(*state);
+	return (unsigned)(((*state >> 32) * range) >> 32);
+}
+
+void
+mesh_place_batch(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info,
+    unsigned cnt, void **ptrs) {
+	if (place_in_order(tsdn, slab)) {
+		bin_slab_reg_alloc_batch(slab, bin_info, cnt, ptrs);
+		return;
+	}
+	assert(edata_nfree_get(slab) >= cnt);
+
+	bitmap_t *bitmap = edata_slab_data_get(slab)->bitmap;
+	uint16_t  free_regs[BITMAP_MAXBITS];
+	unsigned  nfree = 0;
+	for (size_t w = 0; w < bin_info->bitmap_info.ngroups; w++) {
+		for (bitmap_t g = bitmap[w]; g != 0; g &= g - 1) {
+			free_regs[nfree++] = (uint16_t)(
+			    (w << LG_BITMAP_GROUP_NBITS) + ffs_lu(g));
+		}
+	}
+	assert(nfree == edata_nfree_get(slab));
+
+	/* Fisher-Yates, as far as needed. */
+	byte_t   *base = (byte_t *)edata_addr_get(slab);
+	uint64_t *statep = tsd_prng_statep_get(tsdn_tsd(tsdn));
+	uint64_t  state = *statep;
+	for (unsigned i = 0; i < cnt; i++) {
+		unsigned j = i + place_random(&state, nfree - i);
+		unsigned reg = free_regs[j];
+		free_regs[j] = free_regs[i];
+		bitmap[reg >> LG_BITMAP_GROUP_NBITS] ^=
+		    ZU(1) << (reg & BITMAP_GROUP_NBITS_MASK);
+		ptrs[i] = base + bin_info->reg_size * reg;
+	}
+	*statep = state;
+	edata_nfree_sub(slab, cnt);
+}
+
+void *
+mesh_place_one(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info) {
+	void *ptr;
+	mesh_place_batch(tsdn, slab, bin_info, 1, &ptr);
+	return ptr;
+}

@@ -1,0 +1,152 @@
+/*
+ * Ranges of the address space: copy, splice, un-splice, and how many mappings
+ * that costs.
+ *
+ * Called by mesh_pass (copy, splice), mesh_group (un-splice) and mesh_fork.
+ * Knows no slab and takes no lock.  Between raising and lowering the barrier
+ * nothing here may take a lock, allocate, or write to a heap page.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_splice.h"
+
+#include <sys/mman.h>
+
+/* A range in the middle of a mapping makes three of it. */
+#define MAPS_PER_SPLICE 2
+/* vm.max_map_count where it cannot be read. */
+#define MAPS_LIMIT_DEFAULT 65530
+/* Counting costs milliseconds, so it has to be worth it. */
+#define MAPS_COUNT_INTERVAL_NS UINT64_C(100000000)
+
+static size_t      maps_max;
+static atomic_zu_t maps_bound;
+static nstime_t    maps_counted_at;
+
+void
+mesh_splice_copy(void *window, const void *slab, const uint64_t *live,
+    unsigned nwords, size_t reg_size) {
+	for (unsigned w = 0; w < nwords; w++) {
+		uint64_t bits = live[w];
+		while (bits != 0) {
+			size_t offset = (w * 64 + ffs_u64(bits)) * reg_size;
+			memcpy((byte_t *)window + offset,
+			    (const byte_t *)slab + offset, reg_size);
+			bits &= bits - 1;
+		}
+	}
+}
+
+bool
+mesh_splice(void *addr, size_t size, void *window) {
+	/* An old size of zero duplicates a shared mapping (mremap(2)). */
+	if (mremap(window, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, addr)
+	    == MAP_FAILED) {
+		return true;
+	}
+	atomic_fetch_add_zu(&maps_bound, MAPS_PER_SPLICE, ATOMIC_RELAXED);
+	return false;
+}
+
+bool
+mesh_unsplice(void *addr, size_t size) {
+	if (pages_remap_private(addr, size)) {
+		return true;
+	}
+	mesh_ehooks_alloc(addr, size);
+	return false;
+}
+
+bool
+mesh_unsplice_copy(void *addr, size_t size) {
+	void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE,
+	    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (copy == MAP_FAILED) {
+		return true;
+	}
+	memcpy(copy, addr, size);
+	if (mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, addr)
+	    == MAP_FAILED) {
+		munmap(copy, size);
+		return true;
+	}
+	return false;
+}
+
+/* Counts the lines of /proc/self/maps.  Returns 0 if it cannot be read. */
+static size_t
+maps_count(void) {
+	int fd = malloc_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	if (fd == -1) {
+		return 0;
+	}
+	size_t  lines = 0;
+	char    buf[4096];
+	ssize_t n;
+	while ((n = malloc_read_fd(fd, buf, sizeof(buf))) > 0) {
+		for (ssize_t i = 0; i < n; i++) {
+			lines += (buf[i] == '\n');
+		}
+	}
+	malloc_close(fd);
+	return lines;
+}
+
+bool
+mesh_splice_room(size_t n) {
+	size_t need = n * MAPS_PER_SPLICE;
+	if (mesh_splice_maps() + need <= maps_max) {
+		return true;
+	}
+	/* The kernel has merged mappings since, or the program has gone. */
+	nstime_t now;
+	nstime_init_update(&now);
+	if (!nstime_equals_zero(&maps_counted_at)
+	    && nstime_ns_between(&maps_counted_at, &now)
+	        < MAPS_COUNT_INTERVAL_NS) {
+		return false;
+	}
+	nstime_copy(&maps_counted_at, &now);
+	size_t count = maps_count();
+	if (count == 0) {
+		return false;
+	}
+	atomic_store_zu(&maps_bound, count, ATOMIC_RELAXED);
+	return count + need <= maps_max;
+}
+
+void
+mesh_splice_boot(void) {
+	maps_max = opt_mesh_max_maps;
+	if (maps_max == 0) {
+		size_t limit = MAPS_LIMIT_DEFAULT;
+		int    fd = malloc_open("/proc/sys/vm/max_map_count",
+		       O_RDONLY | O_CLOEXEC);
+		if (fd != -1) {
+			char    buf[32];
+			ssize_t n = malloc_read_fd(fd, buf, sizeof(buf) - 1);
+			if (n > 0) {
+				buf[n] = '\0';
+				limit = (size_t)malloc_strtoumax(buf, NULL, 10);
+			}
+			malloc_close(fd);
+		}
+		/* Half is the program's own. */
+		maps_max = limit / 2;
+	}
+	/* Makes the first splice count. */
+	atomic_store_zu(&maps_bound, maps_max, ATOMIC_RELAXED);
+}
+
+size_t
+mesh_splice_maps(void) {
+	return atomic_load_zu(&maps_bound, ATOMIC_RELAXED);
+}
+
+size_t
+mesh_splice_maps_max(void) {
+	return maps_max;
+}

@@ -1,0 +1,47 @@
+#ifndef JEMALLOC_INTERNAL_MESH_SPLICE_H
+#define JEMALLOC_INTERNAL_MESH_SPLICE_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+
+/*
+ * Copies the regions whose bits are set in live from slab to window, a physical
+ * slab of the same class.  reg_size in bytes, nwords words of bitmap.
+ */
+void mesh_splice_copy(void *window, const void *slab, const uint64_t *live,
+    unsigned nwords, size_t reg_size);
+
+/*
+ * Maps the physical slab seen at window at addr too, in place of what is there,
+ * atomically.  Returns true if the kernel refused; addr is as before then.
+ */
+bool mesh_splice(void *addr, size_t size, void *window);
+
+/*
+ * Puts fresh private memory in place of a spliced range that holds no live
+ * region.  Returns true if the kernel refused; the range is as before then.
+ */
+bool mesh_unsplice(void *addr, size_t size);
+
+/*
+ * Puts a private copy in place of a spliced range that does hold live regions;
+ * no writer may run.  Returns true if the kernel refused, as above.
+ */
+bool mesh_unsplice_copy(void *addr, size_t size);
+
+/*
+ * Whether n more ranges may be spliced without exceeding the budget of mappings.
+ * The mesh lock is held.
+ */
+bool mesh_splice_room(size_t n);
+
+/* Settles the budget; called once, by mesh_boot(). */
+void mesh_splice_boot(void);
+
+/*
+ * Mappings of the process, an upper bound, and the number at which meshing
+ * stops; no lock needed.
+ */
+size_t mesh_splice_maps(void);
+size_t mesh_splice_maps_max(void);
+
+#endif /* JEMALLOC_INTERNAL_MESH_SPLICE_H */

@@ -1,0 +1,206 @@
+/*
+ * The store: the memfd that holds meshed physical slabs.
+ *
+ * A slab's place in the file is its own virtual address, so there is no table
+ * of slots to keep, neighbouring leaders are neighbours in the file, and the
+ * kernel can merge their mappings.  The file is sparse; only slabs of leaders
+ * have memory in it.
+ *
+ * The pass reaches the file through windows, shared mappings of one chunk of it
+ * each, made on first use.  Splicing and punching go through mappings only; the
+ * descriptor is needed to map windows and, at fork, private views, and is
+ * checked before each such use.
+ *
+ * Called by mesh_pass, mesh_group, mesh_fork and, for numbers, mesh.c.  Windows
+ * and the descriptor change under the mesh lock only.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/mesh_store.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+/* File offsets are user addresses; x86-64 and most others have 2^47 of them. */
+#define STORE_LG_SIZE 47
+#define STORE_SIZE (UINT64_C(1) << STORE_LG_SIZE)
+
+/*
+ * A window covers one chunk of the file and a slab more, for the slab that
+ * begins in the chunk and ends in the next.
+ */
+#define WINDOW_LG_CHUNK 26
+#define WINDOW_CHUNK (ZU(1) << WINDOW_LG_CHUNK)
+#define WINDOW_SIZE (WINDOW_CHUNK + MESH_STORE_SLAB_MAX)
+
+/* Windows are found in a table of two levels. */
+#define WINDOW_LG_LEAF 9
+#define WINDOW_LEAF_ENTRIES (1U << WINDOW_LG_LEAF)
+#define WINDOW_ROOT_ENTRIES                                                    \
+	(1U << (STORE_LG_SIZE - WINDOW_LG_CHUNK - WINDOW_LG_LEAF))
+
+typedef struct window_s window_t;
+struct window_s {
+	/* The mapping, NULL if there is none yet. */
+	byte_t *base;
+	/* Next window that was used since the last trim. */
+	window_t *used_next;
+	/* Next window in store_windows. */
+	window_t *next;
+	/* Whether it is in the list of used ones. */
+	bool used;
+};
+
+static mesh_fd_t store_fd = MESH_FD_INITIALIZER;
+static atomic_zu_t store_generation;
+static window_t *window_table[WINDOW_ROOT_ENTRIES];
+/* Every window with a mapping. */
+static window_t *store_windows;
+/* Windows used since the last trim. */
+static window_t *store_windows_used;
+
+bool
+mesh_store_fits(const void *addr, size_t size) {
+	return (uintptr_t)addr + size <= STORE_SIZE
+	    && size <= MESH_STORE_SLAB_MAX;
+}
+
+static bool
+store_open(void) {
+	if (mesh_fd_valid(&store_fd)) {
+		return false;
+	}
+	/* Growing the file past RLIMIT_FSIZE would raise SIGXFSZ. */
+	struct rlimit rl;
+	if (getrlimit(RLIMIT_FSIZE, &rl) != 0 || rl.rlim_cur < STORE_SIZE) {
+		return true;
+	}
+	int fd = (int)syscall(SYS_memfd_create, "jemalloc-mesh",
+	    1U /* MFD_CLOEXEC */);
+	if (fd == -1) {
+		return true;
+	}
+	if (ftruncate(fd, (off_t)STORE_SIZE) != 0) {
+		close(fd);
+		return true;
+	}
+	return mesh_fd_set(&store_fd, fd);
+}
+
+static window_t *
+window_get(tsdn_t *tsdn, uintptr_t chunk) {
+	window_t **leaf = &window_table[chunk >> WINDOW_LG_LEAF];
+	if (*leaf == NULL) {
+		/* Zeroed, as all base memory is. */
+		*leaf = (window_t *)base_alloc(tsdn, b0get(),
+		    sizeof(window_t) << WINDOW_LG_LEAF, CACHELINE);
+		if (*leaf == NULL) {
+			return NULL;
+		}
+	}
+	return &(*leaf)[chunk & (WINDOW_LEAF_ENTRIES - 1)];
+}
+
+static bool
+window_map(window_t *window, uintptr_t chunk) {
+	if (store_open()) {
+		return true;
+	}
+	void *base = mmap(NULL, WINDOW_SIZE, PROT_READ | PROT_WRITE,
+	    MAP_SHARED | MAP_NORESERVE, store_fd.fd,
+	    (off_t)(chunk << WINDOW_LG_CHUNK));
+	if (base == MAP_FAILED) {
+		return true;
+	}
+	/* A child never writes to its parent's generation. */
+	if (madvise(base, WINDOW_SIZE, MADV_DONTFORK) != 0) {
+		munmap(base, WINDOW_SIZE);
+		return true;
+	}
+	window->base = (byte_t *)base;
+	window->next = store_windows;
+	store_windows = window;
+	return false;
+}
+
+void *
+mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size) {
+	assert(mesh_store_fits(addr, size));
+	uintptr_t chunk = (uintptr_t)addr >> WINDOW_LG_CHUNK;
+	window_t *window = window_get(tsdn, chunk);
+	if (window == NULL
+	    || (window->base == NULL && window_map(window, chunk))) {
+		return NULL;
+	}
+	if (!window->used) {
+		window->used = true;
+		window->used_next = store_windows_used;
+		store_windows_used = window;
+	}
+	return window->base + ((uintptr_t)addr & (WINDOW_CHUNK - 1));
+}
+
+void
+mesh_store_punch(void *mapping, size_t size) {
+	(void)madvise(mapping, size, MADV_REMOVE);
+}
+
+void
+mesh_store_windows_trim(void) {
+	for (window_t *window = store_windows_used; window != NULL;
+	    window = window->used_next) {
+		/* Of a shared mapping this drops the page tables only. */
+		(void)madvise(window->base, WINDOW_SIZE, MADV_DONTNEED);
+		window->used = false;
+	}
+	store_windows_used = NULL;
+}
+
+bool
+mesh_store_view_private(void *addr, size_t size, const void *leader) {
+	return !mesh_fd_valid(&store_fd)
+	    || mmap(addr, size, PROT_READ | PROT_WRITE,
+	           MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, store_fd.fd,
+	           (off_t)(uintptr_t)leader)
+	    == MAP_FAILED;
+}
+
+void
+mesh_store_freeze(bool child) {
+	if (!mesh_store_is_open()) {
+		return;
+	}
+	window_t *next;
+	for (window_t *window = store_windows; window != NULL; window = next) {
+		next = window->next;
+		/* A child has not inherited them. */
+		if (!child) {
+			munmap(window->base, WINDOW_SIZE);
+		}
+		memset(window, 0, sizeof(*window));
+	}
+	store_windows = NULL;
+	store_windows_used = NULL;
+	mesh_fd_drop(&store_fd);
+	atomic_fetch_add_zu(&store_generation, 1, ATOMIC_RELAXED);
+}
+
+bool
+mesh_store_is_open(void) {
+	return store_fd.fd != -1;
+}
+
+size_t
+mesh_store_bytes(void) {
+	struct stat st;
+	return mesh_fd_stat(&store_fd, &st) ? (size_t)st.st_blocks * 512 : 0;
+}
+
+size_t
+mesh_store_generation(void) {
+	return atomic_load_zu(&store_generation, ATOMIC_RELAXED);
+}

@@ -1,0 +1,55 @@
+#ifndef JEMALLOC_INTERNAL_MESH_STORE_H
+#define JEMALLOC_INTERNAL_MESH_STORE_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/mesh_fd.h"
+#include "jemalloc/internal/tsd_types.h"
+
+/* The largest slab that may be meshed, bytes. */
+#define MESH_STORE_SLAB_MAX (ZU(1) << 20)
+
+/* Whether [addr, addr + size) has a place in the store at all. */
+bool mesh_store_fits(const void *addr, size_t size);
+
+/*
+ * The address at which the pass reads and writes the physical slab of the
+ * leader at addr.  Opens the store and maps the window on first use.  The mesh
+ * lock is held.  NULL if the kernel refuses; nothing has changed then.
+ */
+void *mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size);
+
+/*
+ * Gives the memory of a physical slab back to the kernel.  mapping is a shared
+ * mapping of it: its window, or the range of its leader; if fork made that
+ * private, the kernel refuses and nothing is lost but the memory.
+ */
+void mesh_store_punch(void *mapping, size_t size);
+
+/*
+ * Unmaps from the windows what slices have touched, so that the process is not
+ * charged for window pages.  The mesh lock is held.
+ */
+void mesh_store_windows_trim(void);
+
+/*
+ * Replaces the shared mapping at addr by a private one of the same contents,
+ * the physical slab of leader.  For fork: the mesh lock and all bin locks are
+ * held.  Returns true if the kernel refused; the shared mapping stays then.
+ */
+bool mesh_store_view_private(void *addr, size_t size, const void *leader);
+
+/*
+ * Ends the generation, if there is one: from here on nobody writes to it.  The
+ * next window opens a new one.  Called after fork on both sides, the mesh lock
+ * held.
+ */
+void mesh_store_freeze(bool child);
+
+/* Whether there is a store now. */
+bool mesh_store_is_open(void);
+/* Bytes of memory in the store now; no lock needed. */
+size_t mesh_store_bytes(void);
+/* Number of generations that were frozen; no lock needed. */
+size_t mesh_store_generation(void);
+
+#endif /* JEMALLOC_INTERNAL_MESH_STORE_H */
