@@ -13,6 +13,11 @@ object_key(const object_t *o) {
 	return mix64(o->id ^ ((uint64_t)o->version << 44));
 }
 
+static uint64_t
+object_word(const object_t *o, uint64_t key, size_t counter, size_t i) {
+	return (key ^ (i * STEP)) + (i == counter ? o->count : 0);
+}
+
 size_t
 object_counter(const object_t *o) {
 	return (size_t)mix64(o->id) % (o->size / sizeof(uint64_t));
@@ -33,10 +38,10 @@ void
 object_image(const object_t *o, void *dst) {
 	uint64_t *words = dst;
 	uint64_t  key = object_key(o);
+	size_t    counter = object_counter(o);
 	for (size_t i = 0; i < o->size / sizeof(uint64_t); i++) {
-		words[i] = key ^ (i * STEP);
+		words[i] = object_word(o, key, counter, i);
 	}
-	words[object_counter(o)] += o->count;
 }
 
 void
@@ -54,8 +59,7 @@ object_prefix_bad(const object_t *o, const void *p, size_t size) {
 	size_t          n = size / sizeof(uint64_t);
 	uint64_t        wrong = 0;
 	for (size_t i = 0; i < n; i++) {
-		uint64_t expected = key ^ (i * STEP);
-		wrong |= words[i] ^ (expected + (i == counter ? o->count : 0));
+		wrong |= words[i] ^ object_word(o, key, counter, i);
 	}
 	return wrong != 0;
 }
@@ -76,8 +80,7 @@ object_report(const object_t *o) {
 	size_t          counter = object_counter(o);
 	size_t          nwrong = 0, first = 0;
 	for (size_t i = o->size / sizeof(uint64_t); i-- > 0;) {
-		uint64_t expected = key ^ (i * STEP);
-		if (words[i] != expected + (i == counter ? o->count : 0)) {
+		if (words[i] != object_word(o, key, counter, i)) {
 			nwrong++;
 			first = i;
 		}
@@ -88,10 +91,10 @@ object_report(const object_t *o) {
 	    (unsigned long long)o->id, (void *)o->p, o->size, o->version,
 	    nwrong, first, (unsigned long long)words[first]);
 	if (nwrong == 1 && first == counter) {
+		uint64_t lost = object_word(o, key, counter, first)
+		    - words[first];
 		fprintf(stderr, ", the counter: %lld of %llu increments lost",
-		    (long long)(o->count
-		        - (words[counter] - (key ^ (counter * STEP)))),
-		    (unsigned long long)o->count);
+		    (long long)lost, (unsigned long long)o->count);
 	}
 	fputc('\n', stderr);
 }

@@ -15,12 +15,14 @@
 #define OBJECTS_MAX 2000000
 
 static const char usage[] =
-    "usage: release [-b MiB a size] [-n rounds] [-r seed] [-u file]\n"
+    "usage: release [-b MiB a size] [-z size] [-n rounds] [-r seed]"
+    " [-u file]\n"
+    "  -z  this size only instead of several\n"
     "  -u  a file whose number is printed as \"cgroup\" at each step\n";
 
 /* Classes of one and of several pages a slab, of many and of few regions. */
-static const size_t sizes[] = {16, 64, 256, 320, 1024, 1792, 2048, 5120};
-#define NSIZES (sizeof(sizes) / sizeof(sizes[0]))
+static size_t sizes[] = {16, 64, 256, 320, 1024, 1792, 2048, 5120};
+static size_t nsizes = sizeof(sizes) / sizeof(sizes[0]);
 
 static size_t      bytes = (size_t)8 << 20;
 static unsigned    nrounds = 3;
@@ -71,7 +73,7 @@ step_print(const char *step, unsigned round) {
 
 static void
 fill(void) {
-	for (size_t i = 0; i < NSIZES; i++) {
+	for (size_t i = 0; i < nsizes; i++) {
 		for (size_t n = bytes / sizes[i]; n > 0; n--) {
 			table_add(&table, malloc(sizes[i]));
 		}
@@ -94,10 +96,10 @@ free_all(void) {
 /* Takes the released memory again, in small and in large pieces. */
 static void
 zero_check(void) {
-	size_t max = NSIZES * bytes / 16;
+	size_t max = nsizes * bytes / 16;
 	void **all = outside_alloc(max * sizeof(void *));
 	size_t n = 0;
-	for (size_t left = NSIZES * bytes, size; left > 64; left -= size) {
+	for (size_t left = nsizes * bytes, size; left > 64; left -= size) {
 		size = rng_size(&table.rng, 16, 1 << 20);
 		size = size < left ? size : left;
 		all[n] = calloc(1, size);
@@ -114,10 +116,14 @@ zero_check(void) {
 
 static void
 options_parse(int argc, char **argv) {
-	for (int c; (c = getopt(argc, argv, "b:n:r:u:")) != -1;) {
+	for (int c; (c = getopt(argc, argv, "b:z:n:r:u:")) != -1;) {
 		switch (c) {
 		case 'b':
 			bytes = number_parse(optarg) << 20;
+			break;
+		case 'z':
+			sizes[0] = number_parse(optarg);
+			nsizes = 1;
 			break;
 		case 'n':
 			nrounds = (unsigned)number_parse(optarg);

@@ -1,0 +1,123 @@
+"""Whether meshing releases memory, says so truly, and gives everything back.
+
+Runs release.c, which meshes only when it says so.  Physical memory is private
+anonymous memory and the blocks of the store's memfd; a memory cgroup is the
+witness that does not take our word for it.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+MIB = 1 << 20
+# Nothing but the pass may change what is measured.
+CONF = ("abort_conf:true,mesh:true,mesh_period_ms:-1,background_thread:false,"
+        "dirty_decay_ms:0,muzzy_decay_ms:0")
+
+
+def physical(step):
+    return step["rss_anon"] + step["store"]
+
+
+@pytest.fixture
+def cgroup():
+    """A memory cgroup of the test's own: its directory and its usage file."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory":
+            root, usage = "/sys/fs/cgroup/memory", "memory.usage_in_bytes"
+        elif controllers == "":
+            root, usage = "/sys/fs/cgroup", "memory.current"
+        else:
+            continue
+        group = Path(root + path) / f"mesh-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / usage).exists():
+            yield group, group / usage
+            group.rmdir()
+            return
+        group.rmdir()
+    pytest.skip("no memory cgroup can be made here")
+
+
+def steps_of(run):
+    """The steps of release.c, by round and name."""
+    assert run.returncode == 0, run
+    rounds = {}
+    for step in run.json:
+        rounds.setdefault(step["round"], {})[step["step"]] = step
+    return rounds
+
+
+@pytest.fixture(scope="module")
+def rounds(program):
+    return steps_of(program("release").run("-n", 4, conf=CONF))
+
+
+def test_memory_falls_as_reported(rounds):
+    """A pass frees what it says it saves."""
+    for steps in rounds.values():
+        before, after = steps["thinned"], steps["meshed"]
+        saved = after["mesh"]["saved"]
+        assert after["mesh"]["followers"] > 1000
+        assert saved > before["live"]
+        assert physical(before) - physical(after) == pytest.approx(saved, rel=0.1)
+        assert before["stats.active"] - after["stats.active"] == pytest.approx(
+            saved, rel=0.01)
+        assert after["mesh"]["store"] == after["store"]
+
+
+def test_followers_of_one_size(program):
+    """Each follower saves one slab: one page, for objects of 256 bytes."""
+    steps = steps_of(program("release").run("-z", 256, "-b", 64, "-n", 1, conf=CONF))[0]
+    mesh = steps["meshed"]["mesh"]
+    assert mesh["followers"] > 5000
+    assert mesh["saved"] == mesh["followers"] * 4096
+
+
+def test_debug_library_agrees(program):
+    """With jemalloc's own assertions nothing is different."""
+    steps = steps_of(program("release").run("-n", 2, lib="debug", conf=CONF))[1]
+    assert steps["meshed"]["mesh"]["followers"] > 1000
+    assert steps["freed"]["mesh"]["groups"] == 0
+
+
+def test_cgroup_agrees(program, cgroup):
+    """The kernel's own count of the pages falls by as much."""
+    group, usage = cgroup
+    enter = ["sh", "-c", f'echo $$ > "{group}/cgroup.procs" && exec "$@"', "sh"]
+    rounds = steps_of(program("release").run(
+        "-n", 2, "-u", usage, conf=CONF, before=enter))
+    for steps in rounds.values():
+        before, after = steps["thinned"], steps["meshed"]
+        assert before["cgroup"] - after["cgroup"] == pytest.approx(
+            after["mesh"]["saved"], rel=0.2)
+
+
+def test_reading_costs_nothing(rounds):
+    """Reading every object afterwards brings no memory back."""
+    for steps in rounds.values():
+        assert physical(steps["checked"]) - physical(steps["meshed"]) < MIB
+
+
+def test_statistics_are_ordered(rounds):
+    for steps in rounds.values():
+        for step in steps.values():
+            assert (step["live"] <= step["stats.allocated"] <= step["stats.active"]
+                    <= step["stats.resident"]), step
+
+
+def test_freeing_gives_everything_back(rounds):
+    """No group, no store and no mapping outlives the objects."""
+    for steps in rounds.values():
+        for name in ("freed", "zeroed"):
+            mesh = steps[name]["mesh"]
+            assert (mesh["groups"], mesh["followers"], mesh["saved"]) == (0, 0, 0)
+            assert mesh["store"] == steps[name]["store"] == 0
+    first, last = rounds[0], rounds[3]
+    assert last["zeroed"]["mappings"] < first["start"]["mappings"] + 50
+    assert physical(last["zeroed"]) < physical(first["zeroed"]) + MIB

@@ -1,0 +1,132 @@
+"""Options: wrong values, reasons why meshing is off, and what is reported."""
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from conftest import LIBS
+
+ON = "mesh:true,mesh_period_ms:-1"
+CLEAR = ("--clear-groups", "--bounding-set=-all")
+
+
+def probe(program, conf, *args, **kwargs):
+    run = program("probe").run(*args, conf=conf, **kwargs)
+    assert run.returncode == 0, run
+    return run
+
+
+def sentences(text):
+    return [line for line in text.splitlines() if line]
+
+
+def descriptors(result, what):
+    return [target for target in result["fds"] if what in target]
+
+
+def unmeshed(result):
+    return result["mesh"]["nmeshes"] == result["mesh"]["groups"] == 0
+
+
+def test_on(program):
+    """The other tests here mean something: meshing works with these options."""
+    run = probe(program, "abort_conf:true," + ON)
+    mesh = run.json["mesh"]
+    assert run.stderr == ""
+    assert mesh["followers"] > 1000
+    assert mesh["barrier"] == "userfaultfd" and mesh["off"] == ""
+    assert descriptors(run.json, "memfd:jemalloc-mesh")
+
+
+@pytest.mark.parametrize("conf", ["mesh:false", ""])
+def test_off(program, conf):
+    """Without mesh:true there is no memfd, no userfaultfd and no thread."""
+    run = probe(program, conf)
+    assert run.stderr == "" and unmeshed(run.json), run
+    assert run.json["mesh"]["off"] != "", run
+    assert len(run.json["threads"]) == 1, run
+    assert not descriptors(run.json, "memfd"), run
+    assert not descriptors(run.json, "userfaultfd"), run
+
+
+def test_background_thread(program):
+    """mesh:true starts a background thread unless the user said no."""
+    assert len(probe(program, ON).json["threads"]) > 1
+    run = probe(program, ON + ",background_thread:false")
+    assert len(run.json["threads"]) == 1 and run.json["mesh"]["followers"] > 1000
+
+
+@pytest.mark.parametrize("option", [
+    "mesh:maybe",
+    "mesh_period_ms:soon",
+    "mesh_period_ms:-2",
+    "mesh_barrier:wall",
+    "mesh_max_maps:many",
+    "mesh_random:often",
+    "mesh_colour:green",
+])
+def test_wrong_value(program, option):
+    """A wrong option is named, ignored, and does no harm."""
+    run = probe(program, f"mesh:true,{option}")
+    key, value = option.split(":")
+    assert len(sentences(run.stderr)) == 1, run
+    assert key in run.stderr and value in run.stderr, run
+    assert run.json["bad"] == 0, run
+
+
+@pytest.mark.parametrize("barrier", ["signal", "none"])
+def test_barrier_refused(program, barrier):
+    """A barrier that is not to be had is refused, and none is used instead."""
+    run = probe(program, f"{ON},mesh_barrier:{barrier}")
+    assert len(sentences(run.stderr)) == 1, run
+    assert "mesh_barrier" in run.stderr and barrier in run.stderr, run
+    assert run.json["mesh"]["barrier"] != barrier, run
+
+
+def test_hpa(program):
+    """Slabs of the huge page allocator are no candidates; that is said."""
+    run = probe(program, ON + ",hpa:true")
+    assert len(sentences(run.stderr)) == 1 and "hpa" in run.stderr, run
+    assert unmeshed(run.json) and "hpa" in run.json["mesh"]["off"], run
+
+
+@pytest.fixture
+def as_nobody(program):
+    """A function that probes as user nobody, who cannot read the build."""
+    directory = Path(tempfile.mkdtemp(prefix="mesh-test-"))
+    directory.chmod(0o755)
+    shutil.copy(program("probe").path, directory)
+    shutil.copy(LIBS["release"] / "libjemalloc.so.2", directory)
+
+    def run(*setpriv):
+        return probe(
+            program, ON, at=directory / "probe", libs={"release": directory},
+            before=["setpriv", "--reuid=nobody", "--regid=nogroup", *setpriv])
+
+    yield run
+    shutil.rmtree(directory)
+
+
+def test_not_permitted(as_nobody):
+    """One sentence names what to permit; the program runs on unmeshed."""
+    if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text() != "0\n":
+        pytest.skip("vm.unprivileged_userfaultfd permits it to everyone here")
+    run = as_nobody(*CLEAR)
+    assert len(sentences(run.stderr)) == 1, run
+    for cure in ("CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd", "/dev/userfaultfd"):
+        assert cure in run.stderr, run
+    assert unmeshed(run.json) and "userfaultfd" in run.json["mesh"]["off"], run
+    assert not descriptors(run.json, "memfd"), run
+    assert run.json["bad"] == 0, run
+
+
+def test_permitted_by_capability(as_nobody):
+    """CAP_SYS_PTRACE alone is enough, as the sentence says."""
+    run = as_nobody("--clear-groups", "--inh-caps=-all,+sys_ptrace",
+                    "--ambient-caps=-all,+sys_ptrace",
+                    "--bounding-set=-all,+sys_ptrace")
+    assert run.stderr == "" and run.json["mesh"]["followers"] > 1000, run
