@@ -38,6 +38,7 @@
 #include "jemalloc/internal/mesh_store.h"
 
 #include <signal.h>
+#include <time.h>
 
 /*
  * Ranges moved behind one barrier.  A writer may have to wait for all of them,
@@ -127,12 +128,20 @@ static scan_t   slice_scan;
 static unsigned slice_arena;
 static unsigned slice_bin;
 static unsigned slice_shard;
-static nstime_t slice_last;
+static uint64_t slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
 /* When to try again after a refusal, 0 if nothing was refused. */
 static uint64_t refused_until_ns;
 static atomic_p_t refused_why;
+
+/* jemalloc's own clock ticks in milliseconds, too coarse for slices. */
+static uint64_t
+now_ns(void) {
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
+}
 
 bool
 mesh_pass_boot(void) {
@@ -147,9 +156,7 @@ mesh_pass_refused(void) {
 
 static void
 pass_refuse(scan_t *scan, const char *why, unsigned nranges) {
-	nstime_t now;
-	nstime_init_update(&now);
-	refused_until_ns = nstime_ns(&now) + REFUSED_PAUSE_NS;
+	refused_until_ns = now_ns() + REFUSED_PAUSE_NS;
 	atomic_store_p(&refused_why, (void *)(uintptr_t)why, ATOMIC_RELAXED);
 	atomic_fetch_add_u64(
 	    &scan->arena->mesh.nrefused, nranges, ATOMIC_RELAXED);
@@ -622,9 +629,9 @@ scan_group_run(tsdn_t *tsdn, scan_t *scan, size_t g) {
 /* Goes on with a scan for about ns.  Returns true when it has ended. */
 static bool
 scan_step(tsdn_t *tsdn, scan_t *scan, uint64_t ns) {
-	nstime_t begin, now;
-	nstime_init_update(&begin);
-	bool done = false;
+	uint64_t begin = now_ns();
+	uint64_t took;
+	bool     done = false;
 	do {
 		if (!scan->matched) {
 			scan->matched = mesh_match_step(
@@ -635,11 +642,10 @@ scan_step(tsdn_t *tsdn, scan_t *scan, uint64_t ns) {
 		} else {
 			scan_group_run(tsdn, scan, scan->group++);
 		}
-		nstime_init_update(&now);
-	} while (!done && nstime_ns_between(&begin, &now) < ns);
+		took = now_ns() - begin;
+	} while (!done && took < ns);
 
 	mesh_arena_t *mesh = &scan->arena->mesh;
-	uint64_t      took = nstime_ns_between(&begin, &now);
 	atomic_fetch_add_u64(&mesh->time_ns, took, ATOMIC_RELAXED);
 	if (took > atomic_load_u64(&mesh->time_max_ns, ATOMIC_RELAXED)) {
 		atomic_store_u64(&mesh->time_max_ns, took, ATOMIC_RELAXED);
@@ -729,10 +735,8 @@ slice_next(void) {
  */
 static bool
 slice_run(tsdn_t *tsdn, uint64_t ns) {
-	nstime_t begin, now;
-	nstime_init_update(&begin);
-	nstime_copy(&slice_last, &begin);
-	if (nstime_ns(&begin) < refused_until_ns) {
+	slice_last_ns = now_ns();
+	if (slice_last_ns < refused_until_ns) {
 		return true;
 	}
 	bool     later = false;
@@ -763,11 +767,8 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 			    slice_scan.nmoved);
 		}
 		slice_next();
-		if (worked) {
-			nstime_init_update(&now);
-			if (nstime_ns_between(&begin, &now) >= ns) {
-				return true;
-			}
+		if (worked && now_ns() - slice_last_ns >= ns) {
+			return true;
 		}
 	} while (slice_arena != first_arena || slice_bin != first_bin
 	    || slice_shard != first_shard);
@@ -785,10 +786,8 @@ slice_ns(void) {
 /* Nanoseconds until the next slice may run. */
 static uint64_t
 slice_wait_ns(void) {
-	nstime_t now;
-	nstime_init_update(&now);
 	uint64_t period = (uint64_t)opt_mesh_period_ms * KQU(1000000);
-	uint64_t since = nstime_ns_between(&slice_last, &now);
+	uint64_t since = now_ns() - slice_last_ns;
 	return since < period ? period - since : 0;
 }
 
