@@ -17,6 +17,8 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -124,6 +126,27 @@ writers_release(void) {
 	}
 }
 
+/*
+ * Lets children inherit meshed slabs even if no handler has made them private:
+ * the last protection that _Fork() does not pass over.
+ */
+static void
+slabs_inherit(void) {
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char  line[512];
+	if (maps == NULL) {
+		die("/proc/self/maps");
+	}
+	while (fgets(line, sizeof(line), maps) != NULL) {
+		unsigned long start, end;
+		if (strstr(line, "/memfd:jemalloc-mesh") != NULL
+		    && sscanf(line, "%lx-%lx", &start, &end) == 2) {
+			madvise((void *)start, end - start, MADV_DOFORK);
+		}
+	}
+	fclose(maps);
+}
+
 static void
 check(table_t *t) {
 	results->checked += t->n;
@@ -168,7 +191,9 @@ rewrite(void) {
 /* Frees most of the objects of a table and allocates others, and meshes. */
 static void
 churn(table_t *t) {
-	table_fill(t, bytes_max, SIZE_MIN, SIZE_MAX_SMALL);
+	for (unsigned i = 1; i <= 4; i++) {
+		table_fill(t, bytes_max / 4 * i, SIZE_MIN, SIZE_MAX_SMALL);
+	}
 	results->checked += t->n;
 	results->bad += table_thin(
 	    t, 0.02 + 0.2 * unit(rng_next(&t->rng)), thin_random);
@@ -232,6 +257,9 @@ live(unsigned depth) {
 		}
 		if (with_wait) {
 			writers_hold();
+		}
+		if (raw) {
+			slabs_inherit();
 		}
 		pid_t pid = raw ? _Fork() : fork();
 		if (pid < 0) {
@@ -305,6 +333,7 @@ main(int argc, char **argv) {
 	live(depth_max);
 	table_free(&written);
 	table_free(&churned);
+	ctl_do("thread.tcache.flush");
 
 	ctl_epoch();
 	printf(

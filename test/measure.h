@@ -19,8 +19,8 @@ bool ctl_do(const char *name);
 
 /* Whether this jemalloc can be asked about meshing at all. */
 bool mesh_built(void);
-/* A full pass over all arenas. */
-void mesh_pass(void);
+/* A full pass over all arenas; whether it is not to be had. */
+bool mesh_pass(void);
 /* A number of stats.mesh. */
 uint64_t mesh_stat(const char *name);
 /* Prints stats.mesh as a JSON object, null without it. */

@@ -143,14 +143,13 @@ table_bytes(const table_t *t) {
 
 void
 table_fill(table_t *t, size_t bytes, size_t size_min, size_t size_max) {
-	size_t sizes[3];
-	for (size_t i = 0; i < 3; i++) {
-		sizes[i] = rng_size(&t->rng, size_min, size_max);
-	}
 	size_t filled = table_bytes(t);
-	while (filled < bytes && t->n < t->max) {
-		size_t size = sizes[rng_below(&t->rng, 3)];
-		filled += table_add(t, malloc(size))->size;
+	for (size_t nsizes = 3; nsizes > 0 && filled < bytes; nsizes--) {
+		size_t size = rng_size(&t->rng, size_min, size_max);
+		size_t end = filled + (bytes - filled) / nsizes;
+		while (filled < end && t->n < t->max) {
+			filled += table_add(t, malloc(size))->size;
+		}
 	}
 }
 

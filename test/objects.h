@@ -69,7 +69,10 @@ object_t *table_pick(table_t *t);
 
 /* Bytes of all objects. */
 size_t table_bytes(const table_t *t);
-/* Allocates objects of a few random sizes until they have so many bytes. */
+/*
+ * Allocates objects until all have so many bytes; the new ones are of three
+ * random sizes, with equally many bytes of each.
+ */
 void table_fill(table_t *t, size_t bytes, size_t size_min, size_t size_max);
 /* Which objects survive when a share of them shall. */
 typedef enum {

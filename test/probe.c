@@ -42,6 +42,12 @@ directory_print(const char *path) {
 	putchar(']');
 }
 
+static void
+text_print(void *opaque, const char *text) {
+	(void)opaque;
+	fputs(text, stdout);
+}
+
 int
 main(int argc, char **argv) {
 	table_t table;
@@ -51,18 +57,18 @@ main(int argc, char **argv) {
 	}
 	table_thin(&table, 0.1, thin_random);
 	ctl_do("thread.tcache.flush");
-	mesh_pass();
+	bool refused = mesh_pass();
 	ctl_epoch();
-	printf("{\"bad\": %zu, \"threads\": ", table_check(&table));
+	printf("{\"bad\": %zu, \"pass\": %s, \"threads\": ",
+	    table_check(&table), refused ? "false" : "true");
 	directory_print("/proc/self/task");
 	printf(", \"fds\": ");
 	directory_print("/proc/self/fd");
 	printf(", \"mesh\": ");
 	mesh_print();
 	printf("}\n");
-	fflush(stdout);
 	if (argc == 3 && strcmp(argv[1], "-s") == 0) {
-		malloc_stats_print(NULL, NULL, argv[2]);
+		malloc_stats_print(text_print, NULL, argv[2]);
 	}
 	return 0;
 }

@@ -76,7 +76,7 @@ class Server:
 
     def nmeshes(self):
         text = self.redis.execute_command("MEMORY MALLOC-STATS").decode()
-        return int(re.search(r"^mesh.*?nmeshes:? *(\d+)", text, re.M | re.S)[1])
+        return int(re.search(r"^Meshing:$.*?^  nmeshes: (\d+)$", text, re.M | re.S)[1])
 
     def saving(self):
         return self.redis.info("persistence")["rdb_bgsave_in_progress"]

@@ -537,6 +537,7 @@ main(int argc, char **argv) {
 	if (with_locks) {
 		sum.bad += locks_free();
 	}
+	ctl_do("thread.tcache.flush");
 	ctl_epoch();
 	printf(
 	    "{\"seed\": %llu, \"checked\": %llu, \"writes\": %llu,"
