@@ -74,7 +74,9 @@ mesh_boot(tsdn_t *tsdn) {
 	if (!opt_mesh) {
 		return false;
 	}
-	mesh_off = mesh_barrier_boot();
+	mesh_off = opt_hpa
+	    ? "it cannot work with hpa:true; remove one of the two options"
+	    : mesh_barrier_boot();
 	if (mesh_off != NULL) {
 		malloc_printf("<jemalloc>: mesh is off: %s.\n", mesh_off);
 		opt_mesh = false;
