@@ -339,10 +339,24 @@ mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 void
 mesh_group_release(
     tsdn_t *tsdn, arena_t *arena, edata_list_active_t *dead) {
+	/*
+	 * Not arena_slab_dalloc(): that may want to wake the background thread,
+	 * whose lock the caller may hold.
+	 */
+	bool     deferred_work_generated = false;
 	edata_t *slab;
 	while ((slab = edata_list_active_first(dead)) != NULL) {
 		edata_list_active_remove(dead, slab);
-		arena_slab_dalloc(tsdn, arena, slab);
+		if (edata_mesh_role_get(slab) == edata_mesh_private) {
+			pa_dalloc(tsdn, &arena->pa_shard, slab,
+			    &deferred_work_generated);
+		} else {
+			mesh_slab_dalloc(tsdn, arena, slab);
+		}
+	}
+	if (deferred_work_generated) {
+		arena_decay(tsdn, arena, /* is_background_thread */ true,
+		    /* all */ false);
 	}
 }
 

@@ -40,7 +40,7 @@ void mesh_group_hold(struct bin_s *bin, edata_t *slab);
 
 /*
  * Puts a held slab back to where it belongs now.  If its last region was freed
- * meanwhile it is put on dead instead, for arena_slab_dalloc().
+ * meanwhile it is put on dead instead, for mesh_group_release().
  */
 void mesh_group_unhold(struct bin_s *bin, edata_t *slab,
     edata_list_active_t *dead);
@@ -61,7 +61,7 @@ mesh_group_t *mesh_group_recycle(struct bin_s *bin);
 /* Keeps a descriptor that was not needed after all. */
 void mesh_group_discard(struct bin_s *bin, mesh_group_t *group);
 
-/* Releases the slabs of dead and those in limbo.  No lock may be held. */
+/* Releases the slabs of dead, or those in limbo.  No arena lock may be held. */
 void mesh_group_release(tsdn_t *tsdn, arena_t *arena,
     edata_list_active_t *dead);
 void mesh_group_limbo_retry(tsdn_t *tsdn, arena_t *arena, struct bin_s *bin);

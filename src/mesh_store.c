@@ -25,6 +25,10 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
+#ifndef MADV_POPULATE_WRITE
+#	define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
 /* File offsets are user addresses; x86-64 and most others have 2^47 of them. */
 #define STORE_LG_SIZE 47
 #define STORE_SIZE (UINT64_C(1) << STORE_LG_SIZE)
@@ -141,7 +145,13 @@ mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size) {
 		window->used_next = store_windows_used;
 		store_windows_used = window;
 	}
-	return window->base + ((uintptr_t)addr & (WINDOW_CHUNK - 1));
+	byte_t *at = window->base + ((uintptr_t)addr & (WINDOW_CHUNK - 1));
+	/* Memory that is not to be had must be a refusal now, not SIGBUS. */
+	if (madvise(at, size, MADV_POPULATE_WRITE) != 0
+	    && get_errno() != EINVAL) {
+		return NULL;
+	}
+	return at;
 }
 
 void
