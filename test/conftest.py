@@ -22,15 +22,16 @@ def without_core_files():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def kernel_stacks(pid):
-    """Where the threads of a process that hangs wait in the kernel."""
+def kernel_stacks(group):
+    """Where the threads of a process group that hangs wait in the kernel."""
     stacks = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
+    for stat in Path("/proc").glob("[0-9]*/task/*/stat"):
         try:
-            stacks.append(f"{task.name} {(task / 'comm').read_text()}"
-                          f"{(task / 'stack').read_text()}")
+            if int(stat.read_text().rpartition(")")[2].split()[2]) == group:
+                stacks.append(f"{stat} {(stat.parent / 'comm').read_text()}"
+                              f"{(stat.parent / 'stack').read_text()}")
         except OSError as error:
-            stacks.append(f"{task.name}: {error}\n")
+            stacks.append(f"{error}\n")
     return "".join(stacks)
 
 

@@ -19,28 +19,32 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define OBJECTS_MAX 400000
 #define NWRITERS_MAX 16
+#define NFILES 16
+#define FILE_SIZE ((off_t)1 << 40)
 #define SIZE_MIN 16
 #define SIZE_MAX_SMALL 14337
 
 static const char usage[] =
     "usage: forker [-t writers] [-r seed] [-b MiB] [-n forks] [-c children at a"
     " time]\n"
-    "              [-d depth] [-wR]\n"
+    "              [-d depth] [-wxR]\n"
     "  -w  let the writers wait during fork: objects must be exactly equal\n"
+    "  -x  close all file descriptors once slabs are meshed, and reuse them\n"
     "  -R  use _Fork(), which passes over pthread_atfork(): must show damage\n";
 
 static unsigned nwriters = 3;
 static uint64_t seed = 1;
 static size_t   bytes_max = (size_t)64 << 20;
-static unsigned nforks = 5;
+static unsigned nforks = 3;
 static unsigned nchildren_max = 1;
 static unsigned depth_max = 2;
-static bool     with_wait, raw;
+static bool     with_wait, with_close, raw;
 
 /* Sums over all processes, in memory that they share. */
 typedef struct {
@@ -61,6 +65,9 @@ static results_t *results;
 static table_t written;
 /* Allocated and freed by the main thread meanwhile. */
 static table_t churned;
+
+/* Of the program's own: holes only. */
+static int files[NFILES];
 
 static pthread_t   writers[NWRITERS_MAX];
 static atomic_bool stop;
@@ -123,6 +130,32 @@ writers_release(void) {
 	wait_wanted = false;
 	while (nwaiting > 0) {
 		sched_yield();
+	}
+}
+
+/*
+ * Does what daemons do first: closes everything.  Files of the program's own
+ * take over the numbers; nobody else may write to them.
+ */
+static void
+files_open(void) {
+	if (close_range(3, ~0u, 0) != 0) {
+		die("close_range");
+	}
+	for (unsigned i = 0; i < NFILES; i++) {
+		files[i] = memfd_create("forker", 0);
+		if (files[i] < 0 || ftruncate(files[i], FILE_SIZE) != 0) {
+			die("memfd_create");
+		}
+	}
+}
+
+static void
+files_check(void) {
+	for (unsigned i = 0; i < NFILES; i++) {
+		struct stat st;
+		results->bad += fstat(files[i], &st) != 0
+		    || st.st_size != FILE_SIZE || st.st_blocks != 0;
 	}
 }
 
@@ -249,6 +282,9 @@ live(unsigned depth) {
 	unsigned n = depth == depth_max ? nforks : 1;
 	unsigned nchildren = 0;
 	churn(&written);
+	if (with_close && depth == depth_max) {
+		files_open();
+	}
 	writers_start();
 	for (unsigned i = 0; i < n; i++) {
 		if (i == 0 && depth == depth_max) {
@@ -288,7 +324,7 @@ live(unsigned depth) {
 
 static void
 options_parse(int argc, char **argv) {
-	for (int c; (c = getopt(argc, argv, "t:r:b:n:c:d:wR")) != -1;) {
+	for (int c; (c = getopt(argc, argv, "t:r:b:n:c:d:wxR")) != -1;) {
 		switch (c) {
 		case 't':
 			nwriters = (unsigned)number_parse(optarg);
@@ -314,6 +350,9 @@ options_parse(int argc, char **argv) {
 		case 'w':
 			with_wait = true;
 			break;
+		case 'x':
+			with_close = true;
+			break;
 		case 'R':
 			raw = true;
 			break;
@@ -331,6 +370,9 @@ main(int argc, char **argv) {
 	table_init(&written, OBJECTS_MAX, seed, 1);
 	table_init(&churned, OBJECTS_MAX, seed + 1, UINT64_C(1) << 32);
 	live(depth_max);
+	if (with_close) {
+		files_check();
+	}
 	table_free(&written);
 	table_free(&churned);
 	ctl_do("thread.tcache.flush");

@@ -10,14 +10,16 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define OBJECTS_MAX 2000000
 
 static const char usage[] =
     "usage: release [-b MiB a size] [-z size] [-n rounds] [-r seed]"
-    " [-u file]\n"
+    " [-x] [-u file]\n"
     "  -z  this size only instead of several\n"
+    "  -x  use up all mappings that the kernel permits while freeing\n"
     "  -u  a file whose number is printed as \"cgroup\" at each step\n";
 
 /* Classes of one and of several pages a slab, of many and of few regions. */
@@ -27,6 +29,7 @@ static size_t nsizes = sizeof(sizes) / sizeof(sizes[0]);
 static size_t      bytes = (size_t)8 << 20;
 static unsigned    nrounds = 3;
 static uint64_t    seed = 1;
+static bool        with_limit;
 static const char *cgroup_file;
 
 static table_t  table;
@@ -93,6 +96,31 @@ free_all(void) {
 	ctl_do("thread.tcache.flush");
 }
 
+/* Makes mappings, which differ from their neighbours, until there is no more. */
+static size_t
+mappings_use_up(void **area) {
+	size_t size = (size_t)1 << 30, page = (size_t)sysconf(_SC_PAGESIZE);
+	*area = mmap(NULL, size, PROT_NONE,
+	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (*area == MAP_FAILED) {
+		die("mmap");
+	}
+	for (size_t i = page; i < size; i += 2 * page) {
+		if (mprotect((char *)*area + i, page, PROT_READ) != 0) {
+			return size;
+		}
+	}
+	die("vm.max_map_count is too large to be reached");
+}
+
+static void
+free_all_at_limit(void) {
+	void  *area;
+	size_t size = mappings_use_up(&area);
+	free_all();
+	munmap(area, size);
+}
+
 /* Takes the released memory again, in small and in large pieces. */
 static void
 zero_check(void) {
@@ -116,7 +144,7 @@ zero_check(void) {
 
 static void
 options_parse(int argc, char **argv) {
-	for (int c; (c = getopt(argc, argv, "b:z:n:r:u:")) != -1;) {
+	for (int c; (c = getopt(argc, argv, "b:z:n:r:xu:")) != -1;) {
 		switch (c) {
 		case 'b':
 			bytes = number_parse(optarg) << 20;
@@ -130,6 +158,9 @@ options_parse(int argc, char **argv) {
 			break;
 		case 'r':
 			seed = number_parse(optarg);
+			break;
+		case 'x':
+			with_limit = true;
 			break;
 		case 'u':
 			cgroup_file = optarg;
@@ -155,7 +186,13 @@ main(int argc, char **argv) {
 		step_print("meshed", round);
 		bad += table_check(&table);
 		step_print("checked", round);
-		free_all();
+		if (with_limit) {
+			free_all_at_limit();
+			step_print("freed at the limit", round);
+			mesh_pass();
+		} else {
+			free_all();
+		}
 		step_print("freed", round);
 		zero_check();
 		step_print("zeroed", round);

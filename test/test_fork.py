@@ -16,8 +16,10 @@ TICKS = BACKGROUND + ",background_thread:false"
     ("release", TICKS, ("-w",)),
     # Children of several forks are alive at a time, each with its own view.
     ("release", BACKGROUND, ("-n", 12, "-c", 4, "-d", 1)),
-    ("debug", BACKGROUND, ("-n", 3)),
-    ("debug", TICKS, ("-n", 6, "-c", 3, "-d", 1, "-w")),
+    # Daemons close every descriptor: the store's and the barrier's, too.
+    ("release", BACKGROUND, ("-x",)),
+    ("debug", BACKGROUND, ("-n", 1, "-b", 32)),
+    ("debug", TICKS, ("-n", 4, "-c", 2, "-d", 1, "-b", 32, "-w")),
 ])
 def test_no_damage(program, lib, conf, args):
     """Each process finds its own objects, after thousands of meshes."""
@@ -25,16 +27,17 @@ def test_no_damage(program, lib, conf, args):
     assert run.returncode == 0, run
     result = run.json
     assert (result["bad"], result["failed"]) == (0, 0), run
-    assert result["forks"] >= 3 and result["checked"] > 100000, run
+    assert result["forks"] > 1 and result["checked"] > 100000, run
     assert result["followers"] > 1000, run
     assert result["child_meshes"] > 1000, run
     assert result["mesh"]["generation"] > 0, run
 
 
 def test_damage_without_handlers(program):
-    """The negative control: _Fork() calls no handler, and damage is found.
+    """The negative control: where parent and child share slabs, damage is found.
 
-    So parent and child go on sharing the meshed slabs.
+    _Fork() passes over the handlers that make meshed slabs private, and the
+    program undoes that a child without them does not inherit such slabs.
     """
     run = program("forker").run("-R", "-n", 2, conf=TICKS)
     assert run.json and run.json["followers"] > 1000, run

@@ -86,6 +86,25 @@ def test_debug_library_agrees(program):
     assert steps["freed"]["mesh"]["groups"] == 0
 
 
+def test_limit_of_mappings(program):
+    """Meshing stops at mesh_max_maps mappings of the process."""
+    steps = steps_of(program("release").run(
+        "-n", 1, conf=CONF + ",mesh_max_maps:1000"))[0]
+    assert steps["meshed"]["mesh"]["max_maps"] == 1000
+    assert steps["meshed"]["mesh"]["followers"] > 100
+    assert steps["meshed"]["mesh"]["nrefused"] > 0
+    assert steps["meshed"]["mappings"] <= 1000
+
+
+@pytest.mark.parametrize("lib", ["release", "debug"])
+def test_freeing_without_mappings(program, lib):
+    """Slabs part even when the program has used up vm.max_map_count."""
+    steps = steps_of(program("release").run("-x", "-n", 1, lib=lib, conf=CONF))[0]
+    assert steps["meshed"]["mesh"]["followers"] > 1000
+    for name in ("freed", "zeroed"):
+        assert steps[name]["mesh"]["groups"] == steps[name]["store"] == 0
+
+
 def test_cgroup_agrees(program, cgroup):
     """The kernel's own count of the pages falls by as much."""
     group, usage = cgroup

@@ -128,10 +128,10 @@ def as_nobody(program):
     shutil.copy(program("probe").path, directory)
     shutil.copy(LIBS["release"] / "libjemalloc.so.2", directory)
 
-    def run(*setpriv):
+    def run(*setpriv, before=()):
         return probe(
             program, ON, at=directory / "probe", libs={"release": directory},
-            before=["setpriv", "--reuid=nobody", "--regid=nogroup", *setpriv])
+            before=[*before, "setpriv", "--reuid=nobody", "--regid=nogroup", *setpriv])
 
     yield run
     shutil.rmtree(directory)
@@ -155,4 +155,15 @@ def test_permitted_by_capability(as_nobody):
     run = as_nobody("--clear-groups", "--inh-caps=-all,+sys_ptrace",
                     "--ambient-caps=-all,+sys_ptrace",
                     "--bounding-set=-all,+sys_ptrace")
+    assert run.stderr == "" and run.json["mesh"]["followers"] > 1000, run
+
+
+def test_permitted_by_device(as_nobody):
+    """So is access to /dev/userfaultfd."""
+    # A device node of its own, in a mount namespace that nobody else sees.
+    device = ("set -e; mount -t tmpfs tmpfs /mnt; "
+              "mknod /mnt/userfaultfd c $(stat -c '0x%t 0x%T' /dev/userfaultfd); "
+              "chmod 666 /mnt/userfaultfd; "
+              "mount --bind /mnt/userfaultfd /dev/userfaultfd; exec \"$@\"")
+    run = as_nobody(*CLEAR, before=["unshare", "--mount", "sh", "-c", device, "sh"])
     assert run.stderr == "" and run.json["mesh"]["followers"] > 1000, run

@@ -21,7 +21,6 @@ PASSES = "-yklp"
     ("release", 4, BACKGROUND, ALL),
     ("release", 4, TICKS, ALL),
     ("release", 1, BACKGROUND, ALL),
-    ("release", 1, TICKS, ALL),
     ("debug", 4, BACKGROUND, PASSES),
     ("debug", 4, TICKS, ALL),
     ("debug", 1, TICKS, ALL),
@@ -47,8 +46,8 @@ def test_damage_without_barrier(program):
     """
     runs = []
     for seed in range(1, 11):
-        run = program("torture").run("-s", 3, "-p", "-r", seed, lib="debug",
-                                     conf=BACKGROUND + ",mesh_barrier:none")
+        run = program("torture").run("-s", 5, "-b", 4, "-p", "-r", seed,
+                                     lib="debug", conf=BACKGROUND + ",mesh_barrier:none")
         if run.json and run.json["bad"] > 0:
             assert run.json["mesh"]["barrier"] == "none", run
             return
