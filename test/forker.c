@@ -2,10 +2,10 @@
  * Forks with thousands of meshed slabs while threads write to them, and checks
  * in every process that its heap is its own from the fork on.
  *
- * A child first checks all objects as of the fork.  Then it writes to all of
- * them while its parent does too, frees and allocates, meshes, starts writers
- * of its own and forks in turn, so often as -d says.  Every process checks all
- * of its objects at its end.
+ * A child first checks all objects as of the fork and writes to them, while its
+ * parent writes to them, too, frees many and meshes.  Then it checks them again,
+ * frees, meshes, starts writers and forks in turn, as often as -d says.  Every
+ * process checks what it has at its end.
  */
 #define _GNU_SOURCE
 #include "measure.h"
@@ -63,13 +63,16 @@ static results_t *results;
 
 /* Incremented by the writers, each its own part of it. */
 static table_t written;
-/* Allocated and freed by the main thread meanwhile. */
+/* Allocated and freed by the main thread meanwhile, but not during fork. */
 static table_t churned;
+/* Allocated and freed by a thread of its own all the time: lost to children. */
+static table_t fluctuating;
 
 /* Of the program's own: holes only. */
 static int files[NFILES];
 
 static pthread_t   writers[NWRITERS_MAX];
+static pthread_t   fluctuator;
 static atomic_bool stop;
 static atomic_bool wait_wanted;
 static atomic_uint nwaiting;
@@ -97,24 +100,45 @@ writer_main(void *arg) {
 	return NULL;
 }
 
+static void *
+fluctuator_main(void *arg) {
+	(void)arg;
+	table_t *t = &fluctuating;
+	table_init(t, OBJECTS_MAX, seed + (uint64_t)getpid(), 1);
+	while (!stop) {
+		table_fill(t, bytes_max / 16, SIZE_MIN, SIZE_MAX_SMALL);
+		results->bad += table_thin(t, 0.1, thin_random);
+		ctl_do("thread.tcache.flush");
+		results->bad += table_check(t);
+	}
+	results->bad += table_free(t);
+	return NULL;
+}
+
 static void
-writers_start(void) {
-	stop = false;
-	for (unsigned i = 0; i < nwriters; i++) {
-		errno = pthread_create(
-		    &writers[i], NULL, writer_main, (void *)(uintptr_t)i);
-		if (errno != 0) {
-			die("pthread_create");
-		}
+thread_start(pthread_t *thread, void *(*main)(void *), void *arg) {
+	errno = pthread_create(thread, NULL, main, arg);
+	if (errno != 0) {
+		die("pthread_create");
 	}
 }
 
 static void
-writers_stop(void) {
+threads_start(void) {
+	stop = false;
+	for (unsigned i = 0; i < nwriters; i++) {
+		thread_start(&writers[i], writer_main, (void *)(uintptr_t)i);
+	}
+	thread_start(&fluctuator, fluctuator_main, NULL);
+}
+
+static void
+threads_stop(void) {
 	stop = true;
 	for (unsigned i = 0; i < nwriters; i++) {
 		pthread_join(writers[i], NULL);
 	}
+	pthread_join(fluctuator, NULL);
 }
 
 static void
@@ -225,7 +249,7 @@ rewrite(void) {
 static void
 churn(table_t *t) {
 	for (unsigned i = 1; i <= 4; i++) {
-		table_fill(t, bytes_max / 4 * i, SIZE_MIN, SIZE_MAX_SMALL);
+		table_fill(t, bytes_max / 8 * i, SIZE_MIN, SIZE_MAX_SMALL);
 	}
 	results->checked += t->n;
 	results->bad += table_thin(
@@ -243,9 +267,15 @@ nmeshes(void) {
 
 static void live(unsigned depth);
 
+/*
+ * The life of a child.  When its parent has freed and meshed what both
+ * inherited, a byte comes through the pipe.
+ */
 static void
-child_main(unsigned depth) {
+child_main(unsigned depth, const int *parent_churned) {
 	uint64_t bad = results->bad;
+	char     byte;
+	close(parent_churned[1]);
 	/* Only the thread that forked is here. */
 	wait_wanted = false;
 	nwaiting = 0;
@@ -253,8 +283,15 @@ child_main(unsigned depth) {
 	for (unsigned i = 0; i < 3; i++) {
 		rewrite();
 	}
+	if (read(parent_churned[0], &byte, 1) != 1) {
+		die("read");
+	}
+	close(parent_churned[0]);
+	check(&written);
+	check(&churned);
 	if (!raw) {
 		uint64_t before = nmeshes();
+		churn(&churned);
 		churn(&written);
 		results->child_meshes += nmeshes() - before;
 		if (depth > 0) {
@@ -274,52 +311,69 @@ child_wait(void) {
 		fprintf(stderr, "a child ended with status %#x\n", status);
 		results->failed++;
 	}
+	check(&churned);
+}
+
+static void
+child_start(unsigned depth) {
+	int churned_pipe[2];
+	if (pipe(churned_pipe) != 0) {
+		die("pipe");
+	}
+	if (with_wait) {
+		writers_hold();
+	}
+	if (raw) {
+		slabs_inherit();
+	}
+	pid_t pid = raw ? _Fork() : fork();
+	if (pid < 0) {
+		die("fork");
+	}
+	if (pid == 0) {
+		child_main(depth, churned_pipe);
+	}
+	if (with_wait) {
+		writers_release();
+	}
+	results->forks++;
+	/* Twice: the second time meshes where slabs died the first time. */
+	churn(&churned);
+	churn(&churned);
+	if (write(churned_pipe[1], "", 1) != 1) {
+		die("write");
+	}
+	close(churned_pipe[0]);
+	close(churned_pipe[1]);
 }
 
 /* Forks under load; depth says how many generations are still to come. */
 static void
 live(unsigned depth) {
-	unsigned n = depth == depth_max ? nforks : 1;
+	bool     first = depth == depth_max;
 	unsigned nchildren = 0;
 	churn(&written);
-	if (with_close && depth == depth_max) {
-		files_open();
+	churn(&churned);
+	if (first) {
+		ctl_epoch();
+		results->followers = mesh_stat("followers");
+		if (with_close) {
+			files_open();
+		}
 	}
-	writers_start();
-	for (unsigned i = 0; i < n; i++) {
-		if (i == 0 && depth == depth_max) {
-			ctl_epoch();
-			results->followers = mesh_stat("followers");
-		}
-		if (with_wait) {
-			writers_hold();
-		}
-		if (raw) {
-			slabs_inherit();
-		}
-		pid_t pid = raw ? _Fork() : fork();
-		if (pid < 0) {
-			die("fork");
-		}
-		if (pid == 0) {
-			child_main(depth - 1);
-		}
-		if (with_wait) {
-			writers_release();
-		}
-		results->forks++;
+	threads_start();
+	for (unsigned i = 0; i < (first ? nforks : 1); i++) {
+		child_start(depth - 1);
 		if (++nchildren == nchildren_max) {
 			child_wait();
 			nchildren--;
 		}
-		churn(&churned);
 	}
 	while (nchildren-- > 0) {
 		child_wait();
 	}
-	writers_stop();
+	threads_stop();
 	check(&written);
-	check(&churned);
 }
 
 static void
@@ -381,14 +435,16 @@ main(int argc, char **argv) {
 	printf(
 	    "{\"seed\": %llu, \"forks\": %llu, \"checked\": %llu,"
 	    " \"bad\": %llu, \"ahead\": %llu, \"failed\": %llu,"
-	    " \"followers\": %llu, \"child_meshes\": %llu, \"mesh\": ",
+	    " \"followers\": %llu, \"child_meshes\": %llu,"
+	    " \"mappings\": %llu, \"mesh\": ",
 	    (unsigned long long)seed, (unsigned long long)results->forks,
 	    (unsigned long long)results->checked,
 	    (unsigned long long)results->bad,
 	    (unsigned long long)results->ahead,
 	    (unsigned long long)results->failed,
 	    (unsigned long long)results->followers,
-	    (unsigned long long)results->child_meshes);
+	    (unsigned long long)results->child_meshes,
+	    (unsigned long long)mappings());
 	mesh_print();
 	printf("}\n");
 	return results->bad + results->failed > 0;

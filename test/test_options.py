@@ -120,6 +120,13 @@ def test_statistics_text(program):
         assert re.search(f"^{line}$", section, re.M), (line, section)
 
 
+def test_file_size_limit(program):
+    """Where no large file may be made, as after ulimit -f, nothing is meshed."""
+    run = probe(program, ON, before=["prlimit", "--fsize=1048576"])
+    assert run.json["bad"] == 0 and run.json["mesh"]["nmeshes"] == 0, run
+    assert run.json["mesh"]["nrefused"] > 0, run
+
+
 @pytest.fixture
 def as_nobody(program):
     """A function that probes as user nobody, who cannot read the build."""

@@ -34,7 +34,6 @@ def test_no_damage(program, lib, threads, conf, flags):
     assert (result["bad"], result["efault"], result["short"]) == (0, 0, 0), run
     assert result["checked"] > 100000 and result["syscalls"] > 1000, run
     assert result["mesh"]["nmeshes"] > 1000, run
-    assert result["mesh"]["groups"] == result["mesh"]["followers"] == 0, run
 
 
 def test_damage_without_barrier(program):

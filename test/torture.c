@@ -542,11 +542,11 @@ main(int argc, char **argv) {
 	printf(
 	    "{\"seed\": %llu, \"checked\": %llu, \"writes\": %llu,"
 	    " \"syscalls\": %llu, \"bad\": %llu, \"efault\": %llu,"
-	    " \"short\": %llu, \"mesh\": ",
+	    " \"short\": %llu, \"mappings\": %llu, \"mesh\": ",
 	    (unsigned long long)seed, (unsigned long long)sum.checked,
 	    (unsigned long long)sum.writes, (unsigned long long)sum.syscalls,
 	    (unsigned long long)sum.bad, (unsigned long long)sum.efault,
-	    (unsigned long long)sum.short_io);
+	    (unsigned long long)sum.short_io, (unsigned long long)mappings());
 	mesh_print();
 	printf("}\n");
 	return sum.bad + sum.efault + sum.short_io > 0;
