@@ -116,10 +116,12 @@ void
 mesh_ehooks_assert_private(void *addr, size_t size) {
 	for (byte_t *page = (byte_t *)addr; page < (byte_t *)addr + size;
 	    page += PAGE) {
-		const edata_t *edata = emap_edata_lookup(
-		    tsdn_fetch(), &arena_emap_global, page);
-		assert(edata == NULL
-		    || edata_mesh_role_get(edata) == edata_mesh_private);
+		/* Metadata are in no map. */
+		emap_full_alloc_ctx_t ctx;
+		assert(emap_full_alloc_ctx_try_lookup(
+		           tsdn_fetch(), &arena_emap_global, page, &ctx)
+		    || ctx.edata == NULL
+		    || edata_mesh_role_get(ctx.edata) == edata_mesh_private);
 	}
 }
 

@@ -39,7 +39,10 @@ typedef enum {
 typedef struct mesh_group_s mesh_group_t;
 typedef ql_head(mesh_group_t) mesh_group_list_t;
 
-/* What mesh keeps in each bin; guarded by the bin's lock. */
+/*
+ * What mesh keeps in each bin; guarded by the bin's lock.  32 bytes, with which
+ * the size of bin_t becomes a power of two.
+ */
 typedef struct mesh_bin_s mesh_bin_t;
 struct mesh_bin_s {
 	/* Every group of this bin; fork walks it. */
@@ -51,12 +54,12 @@ struct mesh_bin_s {
 	 * the next search of the bin tries again.
 	 */
 	edata_list_active_t limbo;
-	/* bin->stats.ndalloc when the bin was last searched. */
-	uint64_t ndalloc_seen;
+	/* The low half of bin->stats.ndalloc when the bin was last searched. */
+	uint32_t ndalloc_seen;
 	/* Looks to pass over before searching again: a fruitless search costs. */
-	unsigned nskip;
+	uint16_t nskip;
 	/* The value nskip starts from after the next fruitless search. */
-	unsigned backoff;
+	uint16_t backoff;
 };
 
 /* What mesh keeps in each arena. */
@@ -160,17 +163,20 @@ void mesh_global_stats_read(mesh_global_stats_t *dst);
 /* mesh_group.c */
 
 /*
- * The rest of a bin-level free whose region lies in a follower: its own bitmap
- * has been updated already.  The bin lock is held.  Returns true if
- * arena_slab_dalloc() must be called on slab.
+ * The rest of a bin-level free that found all regions of a held or meshed slab
+ * free; its bitmap and nfree have been updated already.  In a follower every
+ * free comes here, since the nfree of a follower is nregs - 1 too high: so all
+ * other frees need no test more than they had.  The bin lock is held.  Returns
+ * true if arena_slab_dalloc() must be called on slab.
  */
-bool mesh_dalloc_follower(tsdn_t *tsdn, bool is_auto, struct bin_s *bin,
-    edata_t *slab, size_t regind);
+JEMALLOC_COLD
+bool mesh_dalloc_empty(tsdn_t *tsdn, struct bin_s *bin, edata_t *slab);
 /*
  * Releases a leader or follower that has no live region any more: takes the
  * range out of the store and gives it back to the page allocator.  No lock may
  * be held.
  */
+JEMALLOC_COLD
 void mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab);
 /*
  * Number of free regions that the memory behind slab has: a follower's are its
@@ -184,9 +190,9 @@ size_t mesh_slab_nfree(tsdn_t *tsdn, const edata_t *slab);
  * bin_slab_reg_alloc[_batch]() with the regions chosen at random.  The bin lock
  * is held.
  */
-void *mesh_place_one(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info);
-void  mesh_place_batch(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info,
-     unsigned cnt, void **ptrs);
+void *mesh_place_one(edata_t *slab, const bin_info_t *bin_info);
+void  mesh_place_batch(
+     edata_t *slab, const bin_info_t *bin_info, unsigned cnt, void **ptrs);
 
 /* mesh_pass.c */
 

@@ -35,9 +35,27 @@ slab_bin_info(const edata_t *slab) {
 	return &bin_infos[edata_szind_get(slab)];
 }
 
+/* See mesh_dalloc_empty(): by how much the nfree of slab is too high. */
+static unsigned
+slab_nfree_bias(const edata_t *slab) {
+	return edata_mesh_role_get(slab) == edata_mesh_follower
+	    ? slab_bin_info(slab)->nregs - 1
+	    : 0;
+}
+
 static bool
 slab_empty(const edata_t *slab) {
-	return edata_nfree_get(slab) == slab_bin_info(slab)->nregs;
+	return edata_nfree_get(slab)
+	    == slab_bin_info(slab)->nregs + slab_nfree_bias(slab);
+}
+
+/* Changes the role of slab, and its nfree with it. */
+static void
+slab_role_set(edata_t *slab, edata_mesh_role_t role) {
+	unsigned nfree = edata_nfree_get(slab) - slab_nfree_bias(slab);
+	edata_mesh_role_set(slab, role);
+	edata_nfree_binshard_set(slab, nfree + slab_nfree_bias(slab),
+	    edata_binshard_get(slab));
 }
 
 static bin_t *
@@ -95,7 +113,7 @@ follower_leave(arena_t *arena, edata_t *slab) {
 	edata_list_active_remove(&group->followers, slab);
 	group->nfollowers--;
 	edata_mesh_set(slab, NULL);
-	edata_mesh_role_set(slab, edata_mesh_dying);
+	slab_role_set(slab, edata_mesh_dying);
 	atomic_fetch_sub_zu(&arena->mesh.followers, 1, ATOMIC_RELAXED);
 	atomic_fetch_sub_zu(
 	    &arena->mesh.saved, edata_size_get(slab), ATOMIC_RELAXED);
@@ -176,6 +194,23 @@ union_sub(edata_t *leader, const edata_t *slab) {
 	}
 }
 
+/*
+ * Sum of the indices of live regions.  The path of frees does not tell a follower
+ * which region was freed; the difference to the last sum does.
+ */
+static size_t
+live_xor(const edata_t *slab) {
+	uint64_t live[BITMAP_GROUPS_MAX];
+	mesh_group_live(slab, live);
+	size_t sum = 0;
+	for (size_t w = 0; w < slab_bin_info(slab)->bitmap_info.ngroups; w++) {
+		for (uint64_t g = live[w]; g != 0; g &= g - 1) {
+			sum ^= (w << LG_BITMAP_GROUP_NBITS) + ffs_lu(g);
+		}
+	}
+	return sum;
+}
+
 void
 mesh_group_join(
     arena_t *arena, bin_t *bin, edata_t *slab, edata_t *leader) {
@@ -201,9 +236,10 @@ mesh_group_join(
 		    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);
 	}
 	union_add(leader, slab);
-	edata_mesh_role_set(slab, edata_mesh_follower);
+	slab_role_set(slab, edata_mesh_follower);
 	edata_mesh_set(slab, group);
 	edata_list_active_append(&group->followers, slab);
+	edata_mesh_live_set(slab, live_xor(slab));
 	group->nfollowers++;
 
 	atomic_fetch_add_zu(&arena->mesh.followers, 1, ATOMIC_RELAXED);
@@ -232,13 +268,33 @@ mesh_group_discard(bin_t *bin, mesh_group_t *group) {
 	ql_tail_insert(&bin->mesh.groups_free, group, link);
 }
 
+/* The bin goes without a slab of which nothing is live any more. */
+static void
+slab_dissociate(tsdn_t *tsdn, bin_t *bin, edata_t *slab) {
+	bin_dissociate_slab(/* is_auto */ true, slab, bin);
+	bin_dalloc_slab_prepare(tsdn, slab, bin);
+}
+
 bool
-mesh_dalloc_follower(
-    tsdn_t *tsdn, bool is_auto, bin_t *bin, edata_t *slab, size_t regind) {
+mesh_dalloc_empty(tsdn_t *tsdn, bin_t *bin, edata_t *slab) {
 	malloc_mutex_assert_owner(tsdn, &bin->lock);
+	if (edata_mesh_role_get(slab) != edata_mesh_follower) {
+		if (edata_mesh_held_get(slab)) {
+			/* The pass that holds the slab will see to it. */
+			return false;
+		}
+		assert(mesh_group_get(slab)->nfollowers == 0);
+		slab_dissociate(tsdn, bin, slab);
+		return true;
+	}
+
 	mesh_group_t     *group = mesh_group_get(slab);
 	edata_t          *leader = group->leader;
 	const bin_info_t *bin_info = slab_bin_info(slab);
+	/* One region fewer is live than when the sum was made: that one. */
+	size_t live = live_xor(slab);
+	size_t regind = edata_mesh_live_get(slab) ^ live;
+	edata_mesh_live_set(slab, live);
 
 	bitmap_unset(
 	    leader->e_slab_data.bitmap, &bin_info->bitmap_info, regind);
@@ -247,7 +303,7 @@ mesh_dalloc_follower(
 	if (edata_nfree_get(leader) == 1 && leader != bin->slabcur) {
 		assert(!edata_mesh_held_get(leader));
 		bin_dalloc_locked_handle_newly_nonempty(
-		    tsdn, is_auto, leader, bin);
+		    tsdn, /* is_auto */ true, leader, bin);
 	}
 	if (!slab_empty(slab) || edata_mesh_held_get(slab)) {
 		return false;
@@ -260,8 +316,7 @@ mesh_dalloc_follower(
 		 * with it, mesh_slab_dalloc() knows.
 		 */
 		assert(group->nfollowers == 0);
-		bin_dalloc_locked_handle_newly_empty(
-		    tsdn, is_auto, leader, bin);
+		slab_dissociate(tsdn, bin, leader);
 		edata_mesh_set(slab, leader);
 	}
 	return true;

@@ -526,7 +526,7 @@ scan_begin(tsdn_t *tsdn, scan_t *scan, arena_t *arena, szind_t binind,
 	malloc_mutex_lock(tsdn, &bin->lock);
 	/* A hint; the lock is dropped for the memory to copy them to. */
 	size_t max = config_stats ? bin->stats.nonfull_slabs : SCAN_SLABS_MAX;
-	bin->mesh.ndalloc_seen = bin->stats.ndalloc;
+	bin->mesh.ndalloc_seen = (uint32_t)bin->stats.ndalloc;
 	malloc_mutex_unlock(tsdn, &bin->lock);
 	if (max < 2) {
 		return true;
@@ -684,7 +684,7 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 	malloc_mutex_lock(tsdn, &bin->lock);
 	bin_state_t state;
 	if (config_stats
-	    && (bin->stats.ndalloc == bin->mesh.ndalloc_seen
+	    && ((uint32_t)bin->stats.ndalloc == bin->mesh.ndalloc_seen
 	        || bin->stats.nonfull_slabs < 2
 	        || bin->stats.curslabs * info->nregs - bin->stats.curregs
 	            < info->nregs)) {
@@ -706,10 +706,9 @@ bin_backoff(tsdn_t *tsdn, bin_t *bin, size_t nslabs, size_t nmoved) {
 	if (nmoved * 32 >= nslabs && nmoved > 0) {
 		bin->mesh.backoff = 0;
 	} else {
-		bin->mesh.backoff = bin->mesh.backoff * 2 + 1;
-		if (bin->mesh.backoff > BACKOFF_MAX) {
-			bin->mesh.backoff = BACKOFF_MAX;
-		}
+		/* 1, 3, 7 .. BACKOFF_MAX. */
+		bin->mesh.backoff = (uint16_t)(
+		    (bin->mesh.backoff * 2 + 1) & BACKOFF_MAX);
 	}
 	bin->mesh.nskip = bin->mesh.backoff;
 	malloc_mutex_unlock(tsdn, &bin->lock);

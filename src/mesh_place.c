@@ -31,8 +31,9 @@ place_random(uint64_t *state, unsigned range) {
 }
 
 void
-mesh_place_batch(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info,
-    unsigned cnt, void **ptrs) {
+mesh_place_batch(
+    edata_t *slab, const bin_info_t *bin_info, unsigned cnt, void **ptrs) {
+	tsdn_t *tsdn = tsdn_fetch();
 	if (place_in_order(tsdn, slab)) {
 		bin_slab_reg_alloc_batch(slab, bin_info, cnt, ptrs);
 		return;
@@ -67,8 +68,8 @@ mesh_place_batch(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info,
 }
 
 void *
-mesh_place_one(tsdn_t *tsdn, edata_t *slab, const bin_info_t *bin_info) {
+mesh_place_one(edata_t *slab, const bin_info_t *bin_info) {
 	void *ptr;
-	mesh_place_batch(tsdn, slab, bin_info, 1, &ptr);
+	mesh_place_batch(slab, bin_info, 1, &ptr);
 	return ptr;
 }
