@@ -74,9 +74,10 @@ class Server:
         self.process.kill()
         self.process.wait(timeout=60)
 
-    def nmeshes(self):
+    def mesh(self, name):
+        """A number of stats.mesh."""
         text = self.redis.execute_command("MEMORY MALLOC-STATS").decode()
-        return int(re.search(r"^Meshing:$.*?^  nmeshes: (\d+)$", text, re.M | re.S)[1])
+        return int(re.search(rf"^Meshing:$.*?^  {name}: (\d+)$", text, re.M | re.S)[1])
 
     def saving(self):
         return self.redis.info("persistence")["rdb_bgsave_in_progress"]
@@ -216,10 +217,11 @@ def test_nothing_differs(start_server, tmp_path):
     model, saved = Model(1), []
     model.commands(server, 2 * NKEYS)
     model.thin(server, 0.2)
-    await_true(lambda: server.nmeshes() > 1000)
-    for n in range(4):
+    await_true(lambda: server.mesh("followers") > 1000)
+    for n in range(8):
         model.commands(server, NKEYS // 4)
         model.thin(server, 0.4)
+        before = server.mesh("nmeshes")
         # The answer comes after the fork: the dump is of this very moment.
         server.redis.bgsave()
         saved.append((tmp_path / f"{n}.rdb", copy.deepcopy(model)))
@@ -229,6 +231,8 @@ def test_nothing_differs(start_server, tmp_path):
             model.thin(server, 0.95)
         assert server.redis.info("persistence")["rdb_last_bgsave_status"] == "ok"
         shutil.copy(server.dump, saved[-1][0])
+        await_true(lambda: server.mesh("nmeshes") > before)
+    assert server.mesh("generation") == len(saved)
     assert model.differences(server) == []
     # The comparison itself can fail.
     key = next(key for key in model.keys if key.startswith(b"string"))
