@@ -179,7 +179,7 @@ def main():
                         help="runs of each library (default %(default)s)")
     parser.add_argument("--idle", type=float, default=10, metavar="SECONDS",
                         help="idle time in the end (default %(default)s)")
-    parser.add_argument("--pipeline", type=int, default=150, metavar="N",
+    parser.add_argument("--pipeline", type=int, default=500, metavar="N",
                         help="commands in a pipeline (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--redis", help="the redis-server to run")
