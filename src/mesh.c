@@ -46,7 +46,8 @@
  *
  *     mesh_fork                    private views at fork
  *     mesh_place                   random placement of regions
- *     mesh.c                       options, boot, hooks, statistics
+ *     mesh_ehooks                  extension of the default extent hooks
+ *     mesh.c                       boot and statistics
  *
  * Locks: background thread's info->mtx, then the mesh lock (mesh_pass.h), then
  * jemalloc's arena locks, then bin locks, which are leaves.
@@ -60,9 +61,7 @@
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
 
-bool           opt_mesh = false;
-mesh_barrier_t opt_mesh_barrier = mesh_barrier_auto;
-size_t         opt_mesh_max_maps = 0;
+bool opt_mesh = false;
 
 bool mesh_background_thread_named = false;
 
@@ -97,32 +96,6 @@ mesh_boot(tsdn_t *tsdn) {
 void
 mesh_arena_custom_hooks_note(mesh_arena_t *mesh) {
 	atomic_store_b(&mesh->custom_hooks, true, ATOMIC_RELAXED);
-}
-
-void
-mesh_ehooks_alloc(void *addr, size_t size) {
-	/*
-	 * Where the kernel backs any memory with huge pages, to splice a slab out
-	 * of one frees nothing.  Whoever asks for huge pages gets them all the
-	 * same.
-	 */
-	if (have_madvise_huge && opt_thp == thp_mode_do_nothing
-	    && init_system_thp_mode == system_thp_mode_always) {
-		(void)pages_nohuge(addr, size);
-	}
-}
-
-void
-mesh_ehooks_assert_private(void *addr, size_t size) {
-	for (byte_t *page = (byte_t *)addr; page < (byte_t *)addr + size;
-	    page += PAGE) {
-		/* Metadata are in no map. */
-		emap_full_alloc_ctx_t ctx;
-		assert(emap_full_alloc_ctx_try_lookup(
-		           tsdn_fetch(), &arena_emap_global, page, &ctx)
-		    || ctx.edata == NULL
-		    || edata_mesh_role_get(ctx.edata) == edata_mesh_private);
-	}
 }
 
 void

@@ -146,6 +146,15 @@ extern bool mesh_placing;
 bool mesh_boot(tsdn_t *tsdn);
 /* Notes for good that an arena was given custom extent hooks. */
 void mesh_arena_custom_hooks_note(mesh_arena_t *mesh);
+/* Adds the counters of one arena to dst; no lock needed. */
+void mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst);
+/* Adds src to dst, for sums over arenas (the longest slice is the maximum). */
+void mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src);
+/* State of the process; no lock needed. */
+void mesh_global_stats_read(mesh_global_stats_t *dst);
+
+/* mesh_ehooks.c */
+
 /*
  * Extension of the default extent hooks: sets the THP policy of memory that may
  * be meshed one day, and (debug builds) asserts that no spliced range reaches
@@ -153,12 +162,6 @@ void mesh_arena_custom_hooks_note(mesh_arena_t *mesh);
  */
 void mesh_ehooks_alloc(void *addr, size_t size);
 void mesh_ehooks_assert_private(void *addr, size_t size);
-/* Adds the counters of one arena to dst; no lock needed. */
-void mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst);
-/* Adds src to dst, for sums over arenas (the longest slice is the maximum). */
-void mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src);
-/* State of the process; no lock needed. */
-void mesh_global_stats_read(mesh_global_stats_t *dst);
 
 /* mesh_group.c */
 

@@ -43,6 +43,8 @@
 #define BARRIER_FEATURES                                                       \
 	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
 
+mesh_barrier_t opt_mesh_barrier = mesh_barrier_auto;
+
 const char *const mesh_barrier_names[] = {
     "auto", "userfaultfd", "signal", "none"};
 

@@ -22,6 +22,8 @@
 /* Counting costs milliseconds, so it has to be worth it. */
 #define MAPS_COUNT_INTERVAL_NS UINT64_C(100000000)
 
+size_t opt_mesh_max_maps = 0;
+
 static size_t      maps_max;
 static atomic_zu_t maps_bound;
 static nstime_t    maps_counted_at;
