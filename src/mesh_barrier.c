@@ -108,7 +108,7 @@ mesh_barrier_boot(void) {
 		      "vm.unprivileged_userfaultfd=1";
 	}
 	bool err = uffd_handshake(fd);
-	close(fd);
+	malloc_close(fd);
 	if (err) {
 		return "userfaultfd of this kernel cannot write-protect; use "
 		       "Linux 5.19 or later";
@@ -132,7 +132,7 @@ mesh_barrier_open(void) {
 		return true;
 	}
 	if (uffd_handshake(fd)) {
-		close(fd);
+		malloc_close(fd);
 		return true;
 	}
 	return mesh_fd_set(&barrier_fd, fd);

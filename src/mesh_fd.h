@@ -10,6 +10,7 @@
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/malloc_io.h"
 
 #include <sys/stat.h>
 
@@ -29,7 +30,7 @@ static inline bool
 mesh_fd_set(mesh_fd_t *mfd, int fd) {
 	struct stat st;
 	if (fstat(fd, &st) != 0) {
-		close(fd);
+		malloc_close(fd);
 		return true;
 	}
 	mfd->dev = st.st_dev;
@@ -55,7 +56,7 @@ mesh_fd_valid(const mesh_fd_t *mfd) {
 static inline void
 mesh_fd_drop(mesh_fd_t *mfd) {
 	if (mesh_fd_valid(mfd)) {
-		close(mfd->fd);
+		malloc_close(mfd->fd);
 	}
 	mfd->fd = -1;
 }

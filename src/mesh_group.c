@@ -364,18 +364,8 @@ range_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	malloc_mutex_unlock(tsdn, &bin->lock);
 }
 
-void
-mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
-	assert(!edata_mesh_nonfull_get(slab) && !edata_mesh_held_get(slab));
-	if (edata_mesh_role_get(slab) == edata_mesh_dying) {
-		edata_t *leader = (edata_t *)edata_mesh_get(slab);
-		range_release(tsdn, arena, slab);
-		if (leader == NULL) {
-			return;
-		}
-		slab = leader;
-	}
-
+static void
+leader_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	bin_t *bin = slab_bin(arena, slab);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	group_end(bin, mesh_group_get(slab));
@@ -389,6 +379,22 @@ mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	 */
 	mesh_store_punch(edata_addr_get(slab), edata_size_get(slab));
 	range_release(tsdn, arena, slab);
+}
+
+void
+mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
+	assert(!edata_mesh_nonfull_get(slab) && !edata_mesh_held_get(slab));
+	/* free() keeps errno. */
+	int saved_errno = get_errno();
+	if (edata_mesh_role_get(slab) == edata_mesh_dying) {
+		edata_t *leader = (edata_t *)edata_mesh_get(slab);
+		range_release(tsdn, arena, slab);
+		slab = leader;
+	}
+	if (slab != NULL) {
+		leader_release(tsdn, arena, slab);
+	}
+	set_errno(saved_errno);
 }
 
 void

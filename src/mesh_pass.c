@@ -166,6 +166,12 @@ pass_refuse(scan_t *scan, const char *why, unsigned nranges) {
 /******************************************************************************/
 /* Batches. */
 
+static bool
+arena_meshable(arena_t *arena) {
+	return arena != NULL
+	    && !atomic_load_b(&arena->mesh.custom_hooks, ATOMIC_RELAXED);
+}
+
 static unsigned
 scan_nwords(const scan_t *scan) {
 	return (unsigned)bin_infos[scan->binind].bitmap_info.ngroups;
@@ -186,7 +192,8 @@ slab_pickable(const scan_t *scan, const edata_t *slab) {
 	}
 	const byte_t *addr = (const byte_t *)edata_addr_get(slab);
 	const byte_t *stack = (const byte_t *)&addr;
-	return edata_pai_get(slab) == EXTENT_PAI_PAC
+	return arena_meshable(scan->arena)
+	    && edata_pai_get(slab) == EXTENT_PAI_PAC
 	    && !edata_guarded_get(slab)
 	    && mesh_store_fits(addr, edata_size_get(slab))
 	    && (!have_dss || !extent_in_dss((void *)addr))
@@ -659,12 +666,6 @@ scan_step(tsdn_t *tsdn, scan_t *scan, uint64_t ns) {
 /******************************************************************************/
 /* Slices. */
 
-static bool
-arena_meshable(arena_t *arena) {
-	return arena != NULL
-	    && !atomic_load_b(&arena->mesh.custom_hooks, ATOMIC_RELAXED);
-}
-
 /* What to do about a bin now. */
 typedef enum {
 	/* Nothing was freed since it was searched. */
@@ -843,7 +844,10 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 		return;
 	}
 	if (slice_wait_ns() == 0) {
+		/* malloc() sets errno when it fails, free() never. */
+		int saved_errno = get_errno();
 		slice_run(tsdn, SLICE_NS_TICK);
+		set_errno(saved_errno);
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }

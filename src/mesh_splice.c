@@ -85,9 +85,10 @@ maps_count(void) {
 	if (fd == -1) {
 		return 0;
 	}
-	size_t  lines = 0;
-	char    buf[4096];
-	ssize_t n;
+	/* Stacks may be small; the mesh lock guards this. */
+	static char buf[4096];
+	size_t      lines = 0;
+	ssize_t     n;
 	while ((n = malloc_read_fd(fd, buf, sizeof(buf))) > 0) {
 		for (ssize_t i = 0; i < n; i++) {
 			lines += (buf[i] == '\n');

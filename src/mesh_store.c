@@ -89,7 +89,7 @@ store_open(void) {
 		return true;
 	}
 	if (ftruncate(fd, (off_t)STORE_SIZE) != 0) {
-		close(fd);
+		malloc_close(fd);
 		return true;
 	}
 	return mesh_fd_set(&store_fd, fd);
