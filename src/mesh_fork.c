@@ -13,7 +13,8 @@
  * the kernel frees the old one when nobody maps it any more.
  *
  * Not covered are ways to fork that run no pthread_atfork() handlers: raw clone,
- * _Fork.
+ * _Fork.  Their child does not inherit spliced ranges (see mesh_store.c), so that
+ * it faults rather than writes to the memory of its parent.
  *
  * Called by jemalloc_prefork() and its counterparts.
  */
@@ -81,11 +82,17 @@ bin_part(bin_t *bin) {
 	}
 }
 
-void
-mesh_prefork1(tsdn_t *tsdn) {
-	if (!opt_mesh || !mesh_store_is_open()) {
-		return;
-	}
+/*
+ * What is in limbo is still a shared mapping, of which the child has nothing but
+ * a hole in its address space; somebody else may live there soon.
+ */
+static void
+bin_forget_limbo(bin_t *bin) {
+	edata_list_active_init(&bin->mesh.limbo);
+}
+
+static void
+bins_visit(tsdn_t *tsdn, void (*visit)(bin_t *bin)) {
 	for (unsigned i = 0; i < manual_arena_base; i++) {
 		arena_t *arena = arena_get(tsdn, i, false);
 		if (arena == NULL) {
@@ -93,9 +100,16 @@ mesh_prefork1(tsdn_t *tsdn) {
 		}
 		for (szind_t j = 0; j < SC_NBINS; j++) {
 			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
-				bin_part(arena_get_bin(arena, j, k));
+				visit(arena_get_bin(arena, j, k));
 			}
 		}
+	}
+}
+
+void
+mesh_prefork1(tsdn_t *tsdn) {
+	if (opt_mesh && mesh_store_is_open()) {
+		bins_visit(tsdn, bin_part);
 	}
 }
 
@@ -110,6 +124,9 @@ mesh_postfork_parent(tsdn_t *tsdn) {
 void
 mesh_postfork_child(tsdn_t *tsdn) {
 	if (opt_mesh) {
+		if (mesh_store_is_open()) {
+			bins_visit(tsdn, bin_forget_limbo);
+		}
 		mesh_store_freeze(/* child */ true);
 		mesh_barrier_postfork_child();
 		mesh_pass_postfork_child();

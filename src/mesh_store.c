@@ -120,7 +120,10 @@ window_map(window_t *window, uintptr_t chunk) {
 	if (base == MAP_FAILED) {
 		return true;
 	}
-	/* A child never writes to its parent's generation. */
+	/*
+	 * A child never writes to its parent's generation.  What is spliced from
+	 * the window is not inherited either, until fork makes it private.
+	 */
 	if (madvise(base, WINDOW_SIZE, MADV_DONTFORK) != 0) {
 		munmap(base, WINDOW_SIZE);
 		return true;
