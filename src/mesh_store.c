@@ -75,8 +75,13 @@ mesh_store_fits(const void *addr, size_t size) {
 
 static bool
 store_open(void) {
-	if (mesh_fd_valid(&store_fd)) {
-		return false;
+	if (mesh_store_is_open()) {
+		/*
+		 * If the program has closed the descriptor, the windows that
+		 * there are go on to work; a second file would not do, since
+		 * fork could not tell which file a slab is in.
+		 */
+		return !mesh_fd_valid(&store_fd);
 	}
 	/* Growing the file past RLIMIT_FSIZE would raise SIGXFSZ. */
 	struct rlimit rl;
