@@ -427,8 +427,8 @@ main(int argc, char **argv) {
 	if (with_close) {
 		files_check();
 	}
-	table_free(&written);
-	table_free(&churned);
+	results->bad += table_free(&written);
+	results->bad += table_free(&churned);
 	ctl_do("thread.tcache.flush");
 
 	ctl_epoch();

@@ -29,8 +29,10 @@
 #define OBJECTS_MAX 400000
 #define MAIL_MAX 256
 #define LARGE_MAX ((size_t)256 << 10)
-/* One system call writes to so many objects and bytes at most; an empty pipe
- * holds them even if its 16 slots are only half used. */
+/*
+ * One system call writes to so many objects and bytes at most; an empty pipe
+ * holds them even if its 16 slots are only half used.
+ */
 #define IOV_OBJECTS 16
 #define IOV_BYTES (32 << 10)
 #define NSIGNAL_OBJECTS 64
