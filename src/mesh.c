@@ -136,7 +136,5 @@ mesh_global_stats_read(mesh_global_stats_t *dst) {
 	dst->generation = mesh_store_generation();
 	dst->barrier = mesh_barrier_names[mesh_barrier_get()];
 	const char *refused = mesh_pass_refused();
-	dst->off = mesh_off != NULL ? mesh_off
-	    : refused != NULL       ? refused
-	                            : "";
+	dst->off = mesh_off != NULL ? mesh_off : refused != NULL ? refused : "";
 }

@@ -24,7 +24,7 @@ mesh_ehooks_alloc(void *addr, size_t size) {
 void
 mesh_ehooks_assert_private(void *addr, size_t size) {
 	for (byte_t *page = (byte_t *)addr; page < (byte_t *)addr + size;
-	    page += PAGE) {
+	     page += PAGE) {
 		/* Metadata are in no map. */
 		emap_full_alloc_ctx_t ctx;
 		assert(emap_full_alloc_ctx_try_lookup(

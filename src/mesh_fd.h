@@ -23,7 +23,8 @@ struct mesh_fd_s {
 	ino_t ino;
 };
 
-#define MESH_FD_INITIALIZER {-1, 0, 0}
+#define MESH_FD_INITIALIZER                                                    \
+	{ -1, 0, 0 }
 
 /* Remembers fd.  Returns true, and closes fd, if it cannot be examined. */
 static inline bool

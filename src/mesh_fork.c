@@ -59,9 +59,10 @@ range_part(const edata_t *slab, const edata_t *leader) {
 	if (mesh_store_view_private(addr, size, edata_addr_get(leader))
 	    && range_copy(addr, size)) {
 		/* To go on would let the child write into the parent. */
-		malloc_write("<jemalloc>: mesh cannot fork: the kernel refuses "
-		             "memory or mappings; raise vm.max_map_count or "
-		             "the memory limit.\n");
+		malloc_write(
+		    "<jemalloc>: mesh cannot fork: the kernel refuses "
+		    "memory or mappings; raise vm.max_map_count or "
+		    "the memory limit.\n");
 		abort();
 	}
 }

@@ -54,8 +54,8 @@ static void
 slab_role_set(edata_t *slab, edata_mesh_role_t role) {
 	unsigned nfree = edata_nfree_get(slab) - slab_nfree_bias(slab);
 	edata_mesh_role_set(slab, role);
-	edata_nfree_binshard_set(slab, nfree + slab_nfree_bias(slab),
-	    edata_binshard_get(slab));
+	edata_nfree_binshard_set(
+	    slab, nfree + slab_nfree_bias(slab), edata_binshard_get(slab));
 }
 
 static bin_t *
@@ -212,8 +212,7 @@ live_xor(const edata_t *slab) {
 }
 
 void
-mesh_group_join(
-    arena_t *arena, bin_t *bin, edata_t *slab, edata_t *leader) {
+mesh_group_join(arena_t *arena, bin_t *bin, edata_t *slab, edata_t *leader) {
 	assert(edata_mesh_held_get(slab) && edata_mesh_held_get(leader));
 	assert(edata_mesh_role_get(leader) == edata_mesh_leader);
 	mesh_group_t *group = mesh_group_get(leader);
@@ -248,8 +247,7 @@ mesh_group_join(
 	        &arena->mesh.saved, edata_size_get(slab), ATOMIC_RELAXED);
 	if (saved > atomic_load_zu(&arena->mesh.saved_max, ATOMIC_RELAXED)) {
 		/* Only passes raise it, and the mesh lock admits one. */
-		atomic_store_zu(
-		    &arena->mesh.saved_max, saved, ATOMIC_RELAXED);
+		atomic_store_zu(&arena->mesh.saved_max, saved, ATOMIC_RELAXED);
 	}
 }
 
@@ -398,8 +396,7 @@ mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 }
 
 void
-mesh_group_release(
-    tsdn_t *tsdn, arena_t *arena, edata_list_active_t *dead) {
+mesh_group_release(tsdn_t *tsdn, arena_t *arena, edata_list_active_t *dead) {
 	/*
 	 * Not arena_slab_dalloc(): that may want to wake the background thread,
 	 * whose lock the caller may hold.

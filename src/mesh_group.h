@@ -42,19 +42,19 @@ void mesh_group_hold(struct bin_s *bin, edata_t *slab);
  * Puts a held slab back to where it belongs now.  If its last region was freed
  * meanwhile it is put on dead instead, for mesh_group_release().
  */
-void mesh_group_unhold(struct bin_s *bin, edata_t *slab,
-    edata_list_active_t *dead);
+void mesh_group_unhold(
+    struct bin_s *bin, edata_t *slab, edata_list_active_t *dead);
 
 /* A held private slab becomes the leader of an empty group. */
-void mesh_group_lead(arena_t *arena, struct bin_s *bin, edata_t *slab,
-    mesh_group_t *group);
+void mesh_group_lead(
+    arena_t *arena, struct bin_s *bin, edata_t *slab, mesh_group_t *group);
 
 /*
  * A held slab becomes a follower of a held leader: a private slab, a follower of
  * another group, or a leader without followers.
  */
-void mesh_group_join(arena_t *arena, struct bin_s *bin, edata_t *slab,
-    edata_t *leader);
+void mesh_group_join(
+    arena_t *arena, struct bin_s *bin, edata_t *slab, edata_t *leader);
 
 /* A descriptor that an ended group has left behind in the bin, or NULL. */
 mesh_group_t *mesh_group_recycle(struct bin_s *bin);
@@ -62,8 +62,8 @@ mesh_group_t *mesh_group_recycle(struct bin_s *bin);
 void mesh_group_discard(struct bin_s *bin, mesh_group_t *group);
 
 /* Releases the slabs of dead, or those in limbo.  No arena lock may be held. */
-void mesh_group_release(tsdn_t *tsdn, arena_t *arena,
-    edata_list_active_t *dead);
+void mesh_group_release(
+    tsdn_t *tsdn, arena_t *arena, edata_list_active_t *dead);
 void mesh_group_limbo_retry(tsdn_t *tsdn, arena_t *arena, struct bin_s *bin);
 
 #endif /* JEMALLOC_INTERNAL_MESH_GROUP_H */

@@ -132,7 +132,7 @@ static uint64_t slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
 /* When to try again after a refusal, 0 if nothing was refused. */
-static uint64_t refused_until_ns;
+static uint64_t   refused_until_ns;
 static atomic_p_t refused_why;
 
 /* jemalloc's own clock ticks in milliseconds, too coarse for slices. */
@@ -145,8 +145,8 @@ now_ns(void) {
 
 bool
 mesh_pass_boot(void) {
-	return malloc_mutex_init(&mesh_mtx, "mesh", WITNESS_RANK_MESH,
-	    malloc_mutex_rank_exclusive);
+	return malloc_mutex_init(
+	    &mesh_mtx, "mesh", WITNESS_RANK_MESH, malloc_mutex_rank_exclusive);
 }
 
 const char *
@@ -193,8 +193,7 @@ slab_pickable(const scan_t *scan, const edata_t *slab) {
 	const byte_t *addr = (const byte_t *)edata_addr_get(slab);
 	const byte_t *stack = (const byte_t *)&addr;
 	return arena_meshable(scan->arena)
-	    && edata_pai_get(slab) == EXTENT_PAI_PAC
-	    && !edata_guarded_get(slab)
+	    && edata_pai_get(slab) == EXTENT_PAI_PAC && !edata_guarded_get(slab)
 	    && mesh_store_fits(addr, edata_size_get(slab))
 	    && (!have_dss || !extent_in_dss((void *)addr))
 	    /* A coroutine's stack may lie in the heap; ours must not move. */
@@ -329,8 +328,8 @@ batch_splice(scan_t *scan, batch_t *batch, void *window) {
 	for (unsigned i = 0; i < batch->nmoves; i++) {
 		move_t *move = &batch->moves[i];
 		if (move->raised) {
-			mesh_barrier_lower(edata_addr_get(move->slab), size,
-			    move->spliced);
+			mesh_barrier_lower(
+			    edata_addr_get(move->slab), size, move->spliced);
 		}
 	}
 label_done:
@@ -377,11 +376,11 @@ batch_join(scan_t *scan, batch_t *batch, edata_list_active_t *dead) {
  * many ranges moved.
  */
 static unsigned
-batch_run(tsdn_t *tsdn, scan_t *scan, edata_t *leader, edata_t **units,
-    size_t n) {
+batch_run(
+    tsdn_t *tsdn, scan_t *scan, edata_t *leader, edata_t **units, size_t n) {
 	if (scan->spare == NULL) {
-		scan->spare = (mesh_group_t *)base_alloc(tsdn,
-		    scan->arena->base, sizeof(mesh_group_t), QUANTUM);
+		scan->spare = (mesh_group_t *)base_alloc(
+		    tsdn, scan->arena->base, sizeof(mesh_group_t), QUANTUM);
 		if (scan->spare == NULL) {
 			return 0;
 		}
@@ -453,8 +452,7 @@ batch_run(tsdn_t *tsdn, scan_t *scan, edata_t *leader, edata_t **units,
 		mesh_store_punch(window, size);
 	}
 	if (window != NULL && nmoved == 0) {
-		pass_refuse(
-		    scan, "the kernel refused to splice", batch.nmoves);
+		pass_refuse(scan, "the kernel refused to splice", batch.nmoves);
 	}
 
 	edata_list_active_t dead;
@@ -586,7 +584,7 @@ scan_group_leader(const scan_t *scan, size_t g) {
 	unsigned best_followers = 0;
 	bool     best_leads = false;
 	for (uint32_t i = best; i != MESH_MATCH_END;
-	    i = mesh_match_next(scan->match, g, i)) {
+	     i = mesh_match_next(scan->match, g, i)) {
 		const edata_t *slab = scan->slabs[i];
 		bool leads = edata_mesh_role_get(slab) == edata_mesh_leader;
 		const mesh_group_t *group = leads ? mesh_group_get(slab) : NULL;
@@ -624,8 +622,8 @@ scan_group_run(tsdn_t *tsdn, scan_t *scan, size_t g) {
 			/* Again while units with many followers come over. */
 			unsigned nmoved;
 			do {
-				nmoved = batch_run(tsdn, scan,
-				    scan->slabs[leader], units, n);
+				nmoved = batch_run(
+				    tsdn, scan, scan->slabs[leader], units, n);
 				scan->nmoved += nmoved;
 			} while (nmoved == BATCH_MOVES && !scan->refused);
 			n = 0;
@@ -708,8 +706,8 @@ bin_backoff(tsdn_t *tsdn, bin_t *bin, size_t nslabs, size_t nmoved) {
 		bin->mesh.backoff = 0;
 	} else {
 		/* 1, 3, 7 .. BACKOFF_MAX. */
-		bin->mesh.backoff = (uint16_t)(
-		    (bin->mesh.backoff * 2 + 1) & BACKOFF_MAX);
+		bin->mesh.backoff = (uint16_t)((bin->mesh.backoff * 2 + 1)
+		    & BACKOFF_MAX);
 	}
 	bin->mesh.nskip = bin->mesh.backoff;
 	malloc_mutex_unlock(tsdn, &bin->lock);
@@ -763,8 +761,8 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 			if (!scan_step(tsdn, &slice_scan, ns)) {
 				return true;
 			}
-			bin_backoff(tsdn, bin, slice_scan.nslabs,
-			    slice_scan.nmoved);
+			bin_backoff(
+			    tsdn, bin, slice_scan.nslabs, slice_scan.nmoved);
 		}
 		slice_next();
 		if (worked && now_ns() - slice_last_ns >= ns) {
@@ -862,7 +860,7 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 			continue;
 		}
 		for (unsigned j = 0; j < bin_infos[i].n_shards; j++) {
-			scan_t scan;
+			scan_t   scan;
 			unsigned round = 0;
 			do {
 				malloc_mutex_lock(tsdn, &mesh_mtx);
@@ -879,8 +877,7 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 					malloc_mutex_lock(tsdn, &mesh_mtx);
 				}
 				malloc_mutex_unlock(tsdn, &mesh_mtx);
-			} while (scan.nmoved > 0
-			    && ++round < FULL_PASS_ROUNDS);
+			} while (scan.nmoved > 0 && ++round < FULL_PASS_ROUNDS);
 		}
 	}
 }

@@ -45,8 +45,9 @@ mesh_place_batch(
 	unsigned  nfree = 0;
 	for (size_t w = 0; w < bin_info->bitmap_info.ngroups; w++) {
 		for (bitmap_t g = bitmap[w]; g != 0; g &= g - 1) {
-			free_regs[nfree++] = (uint16_t)(
-			    (w << LG_BITMAP_GROUP_NBITS) + ffs_lu(g));
+			free_regs[nfree++] =
+			    (uint16_t)((w << LG_BITMAP_GROUP_NBITS)
+			        + ffs_lu(g));
 		}
 	}
 	assert(nfree == edata_nfree_get(slab));
@@ -59,8 +60,8 @@ mesh_place_batch(
 		unsigned j = i + place_random(&state, nfree - i);
 		unsigned reg = free_regs[j];
 		free_regs[j] = free_regs[i];
-		bitmap[reg >> LG_BITMAP_GROUP_NBITS] ^=
-		    ZU(1) << (reg & BITMAP_GROUP_NBITS_MASK);
+		bitmap[reg >> LG_BITMAP_GROUP_NBITS] ^= ZU(1)
+		    << (reg & BITMAP_GROUP_NBITS_MASK);
 		ptrs[i] = base + bin_info->reg_size * reg;
 	}
 	*statep = state;

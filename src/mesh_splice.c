@@ -126,8 +126,8 @@ mesh_splice_boot(void) {
 	maps_max = opt_mesh_max_maps;
 	if (maps_max == 0) {
 		size_t limit = MAPS_LIMIT_DEFAULT;
-		int    fd = malloc_open("/proc/sys/vm/max_map_count",
-		       O_RDONLY | O_CLOEXEC);
+		int    fd = malloc_open(
+		       "/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
 		if (fd != -1) {
 			char    buf[32];
 			ssize_t n = malloc_read_fd(fd, buf, sizeof(buf) - 1);

@@ -59,9 +59,9 @@ struct window_s {
 	bool used;
 };
 
-static mesh_fd_t store_fd = MESH_FD_INITIALIZER;
+static mesh_fd_t   store_fd = MESH_FD_INITIALIZER;
 static atomic_zu_t store_generation;
-static window_t *window_table[WINDOW_ROOT_ENTRIES];
+static window_t   *window_table[WINDOW_ROOT_ENTRIES];
 /* Every window with a mapping. */
 static window_t *store_windows;
 /* Windows used since the last trim. */
@@ -88,8 +88,8 @@ store_open(void) {
 	if (getrlimit(RLIMIT_FSIZE, &rl) != 0 || rl.rlim_cur < STORE_SIZE) {
 		return true;
 	}
-	int fd = (int)syscall(SYS_memfd_create, "jemalloc-mesh",
-	    1U /* MFD_CLOEXEC */);
+	int fd = (int)syscall(
+	    SYS_memfd_create, "jemalloc-mesh", 1U /* MFD_CLOEXEC */);
 	if (fd == -1) {
 		return true;
 	}
@@ -170,7 +170,7 @@ mesh_store_punch(void *mapping, size_t size) {
 void
 mesh_store_windows_trim(void) {
 	for (window_t *window = store_windows_used; window != NULL;
-	    window = window->used_next) {
+	     window = window->used_next) {
 		/* Of a shared mapping this drops the page tables only. */
 		(void)madvise(window->base, WINDOW_SIZE, MADV_DONTNEED);
 		window->used = false;
