@@ -199,6 +199,7 @@ class Redis:
         lib = library(libdir)
         address = os.path.join(directory, "redis.sock")
         self.log = Path(directory) / "redis.log"
+        self.address = address
         env = environment(LD_LIBRARY_PATH=str(lib.parent), MALLOC_CONF=conf)
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -225,12 +226,9 @@ class Redis:
     def _connect(self, address):
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
-            connection = socket.socket(socket.AF_UNIX)
             try:
-                connection.connect(address)
-                return connection
+                return connect(address)
             except OSError:  # not listening yet
-                connection.close()
                 time.sleep(0.01)
         return fail("redis-server does not start; it says: "
                     + " ".join(self.log.read_text().splitlines()[-3:]))
@@ -268,10 +266,39 @@ class Redis:
         self.process.wait()
 
 
+def connect(address):
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def resp(*words):
     """A command as the bytes that Redis' protocol has for it."""
     return b"*%d\r\n" % len(words) + b"".join(
         b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+def exchange(connection, request, expected):
+    """Sends commands to a redis-server, which must reply what is expected;
+    returns how long that took, in ns."""
+    buffer = memoryview(bytearray(len(expected) + 1))
+    start = time.perf_counter_ns()
+    connection.sendall(request)
+    got = 0
+    while got < len(expected):
+        n = connection.recv_into(buffer[got:])
+        if n == 0:
+            fail("redis-server ended.")
+        got += n
+    end = time.perf_counter_ns()
+    if buffer[:got] != expected:
+        fail("redis-server does not reply what it should: "
+             f"{bytes(buffer[:got])[:200]!r}")
+    return end - start
 
 
 # Figures.
@@ -299,6 +326,31 @@ def table(head, rows):
         print("  ".join(cell.rjust(width) if i else cell.ljust(width)
                         for i, (cell, width) in enumerate(zip(row, widths)))
               .rstrip())
+
+
+def compare(figures, rows):
+    """Prints medians of the figures of stock and mesh and the ratios, row by row
+    of (key, label, format); returns both.  figures has a list of runs for each.
+    """
+    middle = {name: medians(runs) for name, runs in figures.items()}
+    ratios = {key: ratio(figures["stock"], figures["mesh"], key)
+              for key, value in middle["stock"].items()
+              if isinstance(value, (int, float))}
+
+    def cell(name, key, form):
+        return form.format(middle[name][key]) if key in middle[name] else "-"
+
+    print()
+    table(("median of %d" % len(figures["stock"]), "stock", "mesh", "ratio"),
+          [(label, cell("stock", key, form), cell("mesh", key, form),
+            f"{ratios[key]:.3f}" if ratios.get(key) else "-")
+           for key, label, form in rows
+           if any(key in one for one in middle.values())])
+    print()
+    off = middle["mesh"].get("mesh_off", "this jemalloc is built without it")
+    if off:
+        print(f"meshing was off: {off}")
+    return middle, ratios
 
 
 def save(path, data):

@@ -60,24 +60,8 @@ def pipelines(seed, length):
 
 def insert(server, phase):
     """Sends the pipelines of a phase one by one; returns the longest wait."""
-    connection = server.socket
-    buffer = memoryview(bytearray(max(len(ok) for _, ok in phase) + 1))
-    longest = 0
-    for request, expected in phase:
-        start = time.perf_counter_ns()
-        connection.sendall(request)
-        got = 0
-        while got < len(expected):
-            n = connection.recv_into(buffer[got:])
-            if n == 0:
-                common.fail("redis-server ended during the insertions; "
-                            f"its log is {server.log}.")
-            got += n
-        longest = max(longest, time.perf_counter_ns() - start)
-        if buffer[:got] != expected:
-            common.fail("redis-server refuses to store a value: "
-                        f"{bytes(buffer[:got])[:200]!r}")
-    return longest / 1e6
+    return max(common.exchange(server.socket, *pipeline)
+               for pipeline in phase) / 1e6
 
 
 def run(args, libdir, conf, phases, directory):
@@ -169,10 +153,6 @@ def draw(path, curves):
     figure.savefig(path, dpi=120)
 
 
-def cells(medians, key, form):
-    return form.format(medians[key]) if key in medians else "-"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3,
@@ -214,21 +194,7 @@ def main():
                 figures[name].append(result)
                 curves[name].append(curve)
 
-    middle = {name: common.medians(runs) for name, runs in figures.items()}
-    ratios = {key: common.ratio(figures["stock"], figures["mesh"], key)
-              for key in middle["stock"]}
-    print()
-    common.table(
-        ("median of %d" % args.runs, "stock", "mesh", "ratio"),
-        [(label, cells(middle["stock"], key, form),
-          cells(middle["mesh"], key, form),
-          f"{ratios[key]:.3f}" if ratios.get(key) else "-")
-         for key, label, form in ROWS
-         if any(key in figure for figure in middle.values())])
-    print()
-    off = middle["mesh"].get("mesh_off", "this jemalloc is built without it")
-    if off:
-        print(f"meshing was off: {off}")
+    middle, ratios = common.compare(figures, ROWS)
     image = out / "redis-memory.png"
     draw(image, curves)
     common.save(out / "redis-memory.json",

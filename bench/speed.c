@@ -56,6 +56,7 @@ region_new(size_t nbytes) {
 /* One region at a time: the thread cache answers all. */
 static void
 pattern_local(unsigned thread) {
+	(void)thread;
 	for (size_t i = 0; i < noperations; i++) {
 		free(region_new(size));
 	}

@@ -42,9 +42,11 @@
  *         |         |
  *     mesh_barrier  mesh_splice    keep writers away; copy, splice, un-splice
  *         |         |
- *     mesh_store                   the memfd, its windows and generations
+ *     mesh_stop     |              stop the world, one of the barriers
+ *     mesh_store ---'              the memfd, its windows and generations
  *
- *     mesh_fork                    private views at fork
+ *     mesh_fork, mesh_view         fork: private views, made lazily
+ *     mesh_tidy                    one mapping again of what passes have cut up
  *     mesh_place                   random placement of regions
  *     mesh_ehooks                  extension of the default extent hooks
  *     mesh.c                       boot and statistics
@@ -60,6 +62,7 @@
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_view.h"
 
 bool opt_mesh = false;
 
@@ -81,7 +84,7 @@ mesh_boot(tsdn_t *tsdn) {
 		opt_mesh = false;
 		return false;
 	}
-	if (mesh_pass_boot()) {
+	if (mesh_pass_boot() || mesh_view_boot()) {
 		return true;
 	}
 	mesh_splice_boot();
@@ -135,6 +138,7 @@ mesh_global_stats_read(mesh_global_stats_t *dst) {
 	dst->store = mesh_store_bytes();
 	dst->generation = mesh_store_generation();
 	dst->barrier = mesh_barrier_names[mesh_barrier_get()];
+	dst->barrier_reason = mesh_barrier_reason();
 	const char *refused = mesh_pass_refused();
 	dst->off = mesh_off != NULL ? mesh_off : refused != NULL ? refused : "";
 }

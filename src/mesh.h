@@ -25,7 +25,7 @@ typedef enum {
 	mesh_barrier_auto = 0,
 	/* userfaultfd(2) write protection: writers wait, in the kernel too. */
 	mesh_barrier_userfaultfd = 1,
-	/* Stop the world by a signal; not built yet. */
+	/* A signal stops all other threads; anybody may. */
 	mesh_barrier_signal = 2,
 	/*
 	 * No barrier: loses writes.  Only debug builds accept it, for the tests
@@ -62,6 +62,19 @@ struct mesh_bin_s {
 	uint16_t backoff;
 };
 
+/* The rounds of tidying (mesh_tidy.c); guarded by the mesh lock. */
+typedef struct mesh_tidy_at_s mesh_tidy_at_t;
+struct mesh_tidy_at_s {
+	/* The fewest retained pages that were seen since the last round. */
+	size_t nretained;
+	/* Pages that the round has still to visit; 0 if none is under way. */
+	size_t npages;
+	/* The extent that it is at, and where in it. */
+	byte_t *base;
+	size_t  size;
+	size_t  offset;
+};
+
 /* What mesh keeps in each arena. */
 typedef struct mesh_arena_s mesh_arena_t;
 struct mesh_arena_s {
@@ -69,7 +82,8 @@ struct mesh_arena_s {
 	 * Custom extent hooks were set once: slabs of theirs may live on after
 	 * the hooks are set back, so this never returns to false.
 	 */
-	atomic_b_t custom_hooks;
+	atomic_b_t     custom_hooks;
+	mesh_tidy_at_t tidy;
 	/* The counters behind mesh_stats_t, field by field. */
 	atomic_u64_t npasses;
 	atomic_u64_t nmeshes;
@@ -80,6 +94,8 @@ struct mesh_arena_s {
 	atomic_zu_t  followers;
 	atomic_zu_t  saved;
 	atomic_zu_t  saved_max;
+	/* Ranges that are frozen; see mesh_group.c. */
+	atomic_zu_t frozen;
 };
 
 /* Statistics of one arena, or the sum of several. */
@@ -115,8 +131,9 @@ struct mesh_global_stats_s {
 	size_t store;
 	/* Number of times that fork froze the store. */
 	size_t generation;
-	/* Barrier in use: "userfaultfd", "none". */
+	/* Barrier in use, and why it is not the first choice, "" if it is. */
 	const char *barrier;
+	const char *barrier_reason;
 	/* Why meshing is off, "" if it is on. */
 	const char *off;
 };
@@ -152,6 +169,11 @@ void mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst);
 void mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src);
 /* State of the process; no lock needed. */
 void mesh_global_stats_read(mesh_global_stats_t *dst);
+
+/* mesh_barrier.c */
+
+/* A thread of jemalloc's own begins, which blocks all signals. */
+void mesh_thread_enter(void);
 
 /* mesh_ehooks.c */
 
@@ -212,6 +234,11 @@ uint64_t mesh_background_work(tsdn_t *tsdn);
 void mesh_tick(tsdn_t *tsdn, arena_t *arena);
 /* A full pass over one arena now; no lock may be held. */
 void mesh_arena_pass(tsdn_t *tsdn, arena_t *arena);
+/*
+ * Makes one mapping of each retained extent of one arena now, as far as that can
+ * be; no lock may be held.
+ */
+void mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena);
 
 /* mesh_fork.c */
 

@@ -1,15 +1,18 @@
 /*
  * The barrier: what keeps writers away from a slab while it is copied.
  *
- * userfaultfd(2) in write-protect mode.  A thread that writes to a protected
- * page waits in the page fault, and so does a system call that writes there, as
- * read(2) into a heap buffer; neither sees an error.  Nobody answers the fault:
- * once the range is spliced, a wake lets the writers fault again, into the new
- * mapping.  A descriptor restricted to faults from user mode will not do, as
- * system calls would fail with EFAULT instead of waiting.
+ * Preferably userfaultfd(2) in write-protect mode.  A thread that writes to a
+ * protected page waits in the page fault, and so does a system call that writes
+ * there, as read(2) into a heap buffer; neither sees an error.  Nobody answers
+ * the fault: once the range is spliced, a wake lets the writers fault again, into
+ * the new mapping.  A descriptor restricted to faults from user mode will not do,
+ * as system calls would fail with EFAULT instead of waiting.
  *
  * A range is registered for as long as it is protected and no longer, since
  * registration keeps the kernel from merging the mapping with its neighbours.
+ *
+ * Where the process may not use that, all other threads are stopped for the time
+ * of a batch (mesh_stop.c).
  *
  * Called by mesh_pass and mesh_fork under the mesh lock.  Takes no lock.
  */
@@ -19,9 +22,11 @@
 
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_fd.h"
+#include "jemalloc/internal/mesh_stop.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -40,6 +45,9 @@
 #	define MADV_POPULATE_READ 22 /* Linux 5.14 */
 #endif
 
+/* How often to ask for what the kernel has no reason to refuse. */
+#define INSIST_TRIES 10
+
 #define BARRIER_FEATURES                                                       \
 	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
 
@@ -49,7 +57,10 @@ const char *const mesh_barrier_names[] = {
     "auto", "userfaultfd", "signal", "none"};
 
 static mesh_barrier_t barrier;
-static mesh_fd_t      barrier_fd = MESH_FD_INITIALIZER;
+static const char    *barrier_reason = "";
+/* What the mesher had blocked before it began. */
+static uint64_t  barrier_signals;
+static mesh_fd_t barrier_fd = MESH_FD_INITIALIZER;
 /*
  * Whether protection also covers pages that have no memory yet; if not, they
  * have to be given some first, or a first write would slip through.
@@ -87,17 +98,19 @@ uffd_handshake(int fd) {
 	return ioctl(fd, UFFDIO_API, &api) != 0;
 }
 
-const char *
-mesh_barrier_boot(void) {
-	if (opt_mesh_barrier == mesh_barrier_none) {
-		assert(config_debug);
-		barrier = mesh_barrier_none;
-		return NULL;
+int
+mesh_barrier_uffd(void) {
+	int fd = uffd_create();
+	if (fd != -1 && uffd_handshake(fd)) {
+		malloc_close(fd);
+		return -1;
 	}
-	if (opt_mesh_barrier == mesh_barrier_signal) {
-		return "mesh_barrier:signal is not built yet; use "
-		       "mesh_barrier:userfaultfd";
-	}
+	return fd;
+}
+
+/* Returns the reason why it cannot be used, or NULL. */
+static const char *
+uffd_boot(void) {
 	int fd = uffd_create();
 	if (fd == -1) {
 		return get_errno() == ENOSYS
@@ -109,12 +122,31 @@ mesh_barrier_boot(void) {
 	}
 	bool err = uffd_handshake(fd);
 	malloc_close(fd);
-	if (err) {
-		return "userfaultfd of this kernel cannot write-protect; use "
-		       "Linux 5.19 or later";
+	return err ? "userfaultfd of this kernel cannot write-protect; use "
+	             "Linux 5.19 or later"
+	           : NULL;
+}
+
+const char *
+mesh_barrier_boot(void) {
+	barrier = opt_mesh_barrier;
+	if (barrier == mesh_barrier_none) {
+		assert(config_debug);
+		return NULL;
 	}
-	barrier = mesh_barrier_userfaultfd;
-	return NULL;
+	if (barrier != mesh_barrier_signal) {
+		const char *why = uffd_boot();
+		if (why == NULL) {
+			barrier = mesh_barrier_userfaultfd;
+			return NULL;
+		}
+		if (barrier == mesh_barrier_userfaultfd) {
+			return why;
+		}
+		barrier_reason = why;
+		barrier = mesh_barrier_signal;
+	}
+	return mesh_stop_boot();
 }
 
 mesh_barrier_t
@@ -122,35 +154,90 @@ mesh_barrier_get(void) {
 	return barrier;
 }
 
-bool
-mesh_barrier_open(void) {
-	if (barrier == mesh_barrier_none || mesh_fd_valid(&barrier_fd)) {
-		return false;
-	}
-	int fd = uffd_create();
-	if (fd == -1) {
-		return true;
-	}
-	if (uffd_handshake(fd)) {
-		malloc_close(fd);
-		return true;
-	}
-	return mesh_fd_set(&barrier_fd, fd);
+const char *
+mesh_barrier_reason(void) {
+	return barrier_reason;
 }
 
+void
+mesh_thread_enter(void) {
+	if (opt_mesh && barrier == mesh_barrier_signal) {
+		mesh_stop_thread_enter();
+	}
+}
+
+bool
+mesh_barrier_open(void) {
+	if (barrier != mesh_barrier_userfaultfd || mesh_fd_valid(&barrier_fd)) {
+		return false;
+	}
+	int fd = mesh_barrier_uffd();
+	return fd == -1 || mesh_fd_set(&barrier_fd, fd);
+}
+
+/*
+ * sigprocmask() with the kernel's idea of all signals: sigfillset() leaves out
+ * those that libc reserves.
+ */
+static void
+signals_set(uint64_t mask, uint64_t *old) {
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, old, sizeof(mask));
+}
+
+const char *
+mesh_barrier_begin(void) {
+	/* A handler that wrote to the heap would wait for this very thread. */
+	signals_set(~UINT64_C(0), &barrier_signals);
+	const char *why = barrier == mesh_barrier_signal ? mesh_stop_world()
+	                                                 : NULL;
+	if (why != NULL) {
+		signals_set(barrier_signals, NULL);
+	}
+	return why;
+}
+
+void
+mesh_barrier_end(void) {
+	if (barrier == mesh_barrier_signal) {
+		mesh_stop_resume();
+	}
+	signals_set(barrier_signals, NULL);
+}
+
+/* A call without which writers would wait for ever: a refusal is not final. */
+static bool
+uffd_insist(unsigned long request, void *arg) {
+	for (unsigned i = 0; i < INSIST_TRIES; i++) {
+		if (ioctl(barrier_fd.fd, request, arg) == 0) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/* Keeps errno: what went wrong before matters more. */
 static void
 uffd_unregister(struct uffdio_range *range) {
-	/* Lifting the protection also wakes who waits. */
+	int err = get_errno();
+	/* Lifting the protection also wakes who waits, unregistering does not. */
 	struct uffdio_writeprotect wp = {.range = *range, .mode = 0};
-	(void)ioctl(barrier_fd.fd, UFFDIO_WRITEPROTECT, &wp);
-	/* Harmless if it fails: without protection there are no faults. */
-	(void)ioctl(barrier_fd.fd, UFFDIO_UNREGISTER, range);
+	bool failed = uffd_insist(UFFDIO_WRITEPROTECT, &wp);
+	(void)uffd_insist(UFFDIO_UNREGISTER, range);
+	if (failed) {
+		(void)uffd_insist(UFFDIO_WAKE, range);
+	}
+	set_errno(err);
 }
 
 bool
 mesh_barrier_raise(void *addr, size_t size) {
-	if (barrier == mesh_barrier_none) {
-		return false;
+	if (barrier != mesh_barrier_userfaultfd) {
+		bool busy = barrier == mesh_barrier_signal
+		    && mesh_stop_stands_on(addr, size);
+		if (busy) {
+			set_errno(EBUSY);
+		}
+		return busy;
 	}
 	struct uffdio_register reg = {
 	    .range = {.start = (uintptr_t)addr, .len = size},
@@ -160,6 +247,10 @@ mesh_barrier_raise(void *addr, size_t size) {
 		return true;
 	}
 	if (ioctl(barrier_fd.fd, UFFDIO_REGISTER, &reg) != 0) {
+		int err = get_errno();
+		/* Of several mappings the first ones may be registered. */
+		(void)ioctl(barrier_fd.fd, UFFDIO_UNREGISTER, &reg.range);
+		set_errno(err);
 		return true;
 	}
 	struct uffdio_writeprotect wp = {
@@ -173,13 +264,13 @@ mesh_barrier_raise(void *addr, size_t size) {
 
 void
 mesh_barrier_lower(void *addr, size_t size, bool spliced) {
-	if (barrier == mesh_barrier_none) {
+	if (barrier != mesh_barrier_userfaultfd) {
 		return;
 	}
 	struct uffdio_range range = {.start = (uintptr_t)addr, .len = size};
 	if (spliced) {
 		/* The splice itself wakes nobody. */
-		(void)ioctl(barrier_fd.fd, UFFDIO_WAKE, &range);
+		(void)uffd_insist(UFFDIO_WAKE, &range);
 	} else {
 		uffd_unregister(&range);
 	}
@@ -188,4 +279,5 @@ mesh_barrier_lower(void *addr, size_t size, bool spliced) {
 void
 mesh_barrier_postfork_child(void) {
 	mesh_fd_drop(&barrier_fd);
+	mesh_stop_postfork_child();
 }

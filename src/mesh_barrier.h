@@ -10,8 +10,14 @@
  */
 const char *mesh_barrier_boot(void);
 
-/* The barrier in use. */
+/* The barrier in use, and why it is not the first choice; "" if it is. */
 mesh_barrier_t mesh_barrier_get(void);
+const char    *mesh_barrier_reason(void);
+
+/*
+ * A userfaultfd that can write-protect, not blocking, or -1.
+ */
+int mesh_barrier_uffd(void);
 
 /*
  * Makes ready to raise the barrier.  The mesh lock is held, the barrier is down.
@@ -20,10 +26,19 @@ mesh_barrier_t mesh_barrier_get(void);
 bool mesh_barrier_open(void);
 
 /*
+ * Begins a batch of ranges from which writers are kept away, after
+ * mesh_barrier_open().  Until the end of it all signals are blocked, and the
+ * caller takes no lock, allocates nothing and writes to no heap page.  Returns
+ * NULL, or why there can be no batch now, as a clause; then nothing has begun.
+ */
+const char *mesh_barrier_begin(void);
+void        mesh_barrier_end(void);
+
+/*
  * Keeps writers away from a range: from here on they wait, in user mode and in
- * the kernel, until the barrier is lowered.  The caller has blocked all signals
- * and until then takes no lock, allocates nothing and writes to no heap page.
- * Returns true if the kernel refused; nothing has changed then.
+ * the kernel, until the barrier is lowered.  Returns true, and changes nothing, if
+ * that is not to be had; errno is EBUSY if the range is in use by a thread that
+ * could not be kept away from it.
  */
 bool mesh_barrier_raise(void *addr, size_t size);
 
@@ -34,8 +49,8 @@ bool mesh_barrier_raise(void *addr, size_t size);
 void mesh_barrier_lower(void *addr, size_t size, bool spliced);
 
 /*
- * Forgets the descriptor: it belongs to the parent's memory.  For the child of
- * a fork; the mesh lock is held.
+ * Forgets what belongs to the parent: its descriptor, its threads.  For the
+ * child of a fork; the mesh lock is held.
  */
 void mesh_barrier_postfork_child(void);
 

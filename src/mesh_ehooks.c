@@ -25,10 +25,10 @@ void
 mesh_ehooks_assert_private(void *addr, size_t size) {
 	for (byte_t *page = (byte_t *)addr; page < (byte_t *)addr + size;
 	     page += PAGE) {
-		/* Metadata are in no map. */
+		/* Metadata are in no map.  The thread may have no tsd yet. */
 		emap_full_alloc_ctx_t ctx;
 		assert(emap_full_alloc_ctx_try_lookup(
-		           tsdn_fetch(), &arena_emap_global, page, &ctx)
+		           TSDN_NULL, &arena_emap_global, page, &ctx)
 		    || ctx.edata == NULL
 		    || edata_mesh_role_get(ctx.edata) == edata_mesh_private);
 	}

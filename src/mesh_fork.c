@@ -2,19 +2,25 @@
  * Fork: parent and child part by the kernel's own copy-on-write.
  *
  * Spliced ranges are shared mappings, in which parent and child would see each
- * other's writes.  So before the fork, with every bin locked and no pass under
- * way, each spliced range is mapped again as a private view of the same place of
- * the store.  Its contents do not change and no byte is copied; what either side
- * writes from then on it writes to pages of its own.
+ * other's writes.  So with every bin locked and no pass under way each spliced
+ * range is listed, and mesh_view sees to it that from the fork on parent and child
+ * have private views of the store, made at once or when first written.
  *
- * The generation is frozen with that: nobody writes to it or punches it again,
- * as the other side may still be reading it.  Its groups stay as they are, but
- * no slab joins them.  Both sides open a new generation for the next mesh, and
- * the kernel frees the old one when nobody maps it any more.
+ * The ranges are frozen with that: until no child is left nobody writes to their
+ * place in the store or punches it, no slab joins them, and nothing is meshed.  If
+ * children stay, the generation ends: its ranges stay as they are, private, the
+ * pass moves them into a new generation bit by bit, and the kernel frees the old
+ * one when nobody maps it any more.
+ *
+ * Fork cannot fail for the parent.  If the kernel refuses a view, and a copy as
+ * well, the parent goes on as before, but a child would write into its parent's
+ * memory; it ends itself with one sentence before the program's code runs.
  *
  * Not covered are ways to fork that run no pthread_atfork() handlers: raw clone,
- * _Fork.  Their child does not inherit spliced ranges (see mesh_store.c), so that
- * it faults rather than writes to the memory of its parent.
+ * _Fork.  Their child may read its heap, and exec, but what it writes to a spliced
+ * range it writes into its parent's.  (Ranges that are not inherited at all would
+ * make it crash instead, at the first argument for exec that lies in one, and
+ * would slow down every other fork.)
  *
  * Called by jemalloc_prefork() and its counterparts.
  */
@@ -23,12 +29,16 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_barrier.h"
+#include "jemalloc/internal/mesh_fork.h"
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_pass.h"
-#include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_view.h"
 
-#include <signal.h>
+/* All ranges have been made private for the fork under way. */
+static bool fork_parted;
+/* Children cannot live: the kernel refused to part their memory from ours. */
+static bool fork_refused;
 
 void
 mesh_prefork0(tsdn_t *tsdn) {
@@ -37,63 +47,28 @@ mesh_prefork0(tsdn_t *tsdn) {
 	}
 }
 
-/* A copy instead of a view, for when the store's descriptor is gone. */
-static bool
-range_copy(void *addr, size_t size) {
-	sigset_t all, old;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	bool err = mesh_barrier_open() || mesh_barrier_raise(addr, size);
-	if (!err) {
-		err = mesh_unsplice_copy(addr, size);
-		mesh_barrier_lower(addr, size, !err);
-	}
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return err;
-}
-
 static void
-range_part(const edata_t *slab, const edata_t *leader) {
-	void  *addr = edata_addr_get(slab);
-	size_t size = edata_size_get(slab);
-	if (mesh_store_view_private(addr, size, edata_addr_get(leader))
-	    && range_copy(addr, size)) {
-		/* To go on would let the child write into the parent. */
-		malloc_write(
-		    "<jemalloc>: mesh cannot fork: the kernel refuses "
-		    "memory or mappings; raise vm.max_map_count or "
-		    "the memory limit.\n");
-		abort();
+slab_freeze(arena_t *arena, edata_t *slab, const edata_t *leader) {
+	if (!mesh_group_frozen(arena, slab)) {
+		mesh_view_add(slab, leader);
+		mesh_group_freeze(arena, slab);
 	}
 }
 
 static void
-bin_part(bin_t *bin) {
+bin_freeze(arena_t *arena, bin_t *bin) {
 	mesh_group_t *group;
 	ql_foreach (group, &bin->mesh.groups, link) {
-		if (group->frozen) {
-			continue;
-		}
-		group->frozen = true;
-		range_part(group->leader, group->leader);
+		slab_freeze(arena, group->leader, group->leader);
 		edata_t *follower;
 		ql_foreach (follower, &group->followers.head, ql_link_active) {
-			range_part(follower, group->leader);
+			slab_freeze(arena, follower, group->leader);
 		}
 	}
 }
 
-/*
- * What is in limbo is still a shared mapping, of which the child has nothing but
- * a hole in its address space; somebody else may live there soon.
- */
 static void
-bin_forget_limbo(bin_t *bin) {
-	edata_list_active_init(&bin->mesh.limbo);
-}
-
-static void
-bins_visit(tsdn_t *tsdn, void (*visit)(bin_t *bin)) {
+bins_freeze(tsdn_t *tsdn) {
 	for (unsigned i = 0; i < manual_arena_base; i++) {
 		arena_t *arena = arena_get(tsdn, i, false);
 		if (arena == NULL) {
@@ -101,36 +76,87 @@ bins_visit(tsdn_t *tsdn, void (*visit)(bin_t *bin)) {
 		}
 		for (szind_t j = 0; j < SC_NBINS; j++) {
 			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
-				visit(arena_get_bin(arena, j, k));
+				bin_freeze(arena, arena_get_bin(arena, j, k));
 			}
 		}
 	}
 }
 
+/* Members of all groups; no bin may be unlocked. */
+static size_t
+members_count(tsdn_t *tsdn) {
+	size_t n = 0;
+	for (unsigned i = 0; i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		if (arena != NULL) {
+			n += atomic_load_zu(&arena->mesh.groups, ATOMIC_RELAXED)
+			    + atomic_load_zu(
+			        &arena->mesh.followers, ATOMIC_RELAXED);
+		}
+	}
+	return n;
+}
+
+bool
+mesh_fork_pending(tsdn_t *tsdn, bool hurry) {
+	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
+	if (mesh_view_settled(tsdn)) {
+		mesh_store_freeze();
+	}
+	return mesh_view_pending(hurry);
+}
+
 void
 mesh_prefork1(tsdn_t *tsdn) {
-	if (opt_mesh && mesh_store_is_open()) {
-		bins_visit(tsdn, bin_part);
+	if (!opt_mesh) {
+		return;
+	}
+	fork_parted = false;
+	fork_refused = false;
+	mesh_view_prefork(tsdn);
+	/* What an earlier fork has frozen waits for this child, too. */
+	if (mesh_fork_pending(tsdn, false) || !mesh_store_is_open()) {
+		return;
+	}
+	size_t n = members_count(tsdn);
+	if (n == 0) {
+		return;
+	}
+	fork_refused = mesh_view_begin(n);
+	if (!fork_refused) {
+		bins_freeze(tsdn);
+		fork_refused = mesh_view_part(tsdn);
+		fork_parted = !fork_refused && !mesh_view_pending(false);
 	}
 }
 
 void
 mesh_postfork_parent(tsdn_t *tsdn) {
 	if (opt_mesh) {
-		mesh_store_freeze(/* child */ false);
+		mesh_view_postfork_parent(tsdn);
+		if (fork_parted) {
+			mesh_store_freeze();
+		}
+		mesh_pass_forked();
 		malloc_mutex_postfork_parent(tsdn, &mesh_mtx);
 	}
 }
 
 void
 mesh_postfork_child(tsdn_t *tsdn) {
-	if (opt_mesh) {
-		if (mesh_store_is_open()) {
-			bins_visit(tsdn, bin_forget_limbo);
-		}
-		mesh_store_freeze(/* child */ true);
-		mesh_barrier_postfork_child();
-		mesh_pass_postfork_child();
-		malloc_mutex_postfork_child(tsdn, &mesh_mtx);
+	if (!opt_mesh) {
+		return;
 	}
+	if (mesh_view_postfork_child(tsdn) || fork_refused) {
+		malloc_write(
+		    "<jemalloc>: mesh ends this child at its fork, as the kernel "
+		    "refused it memory or mappings of its own; raise "
+		    "vm.max_map_count or the memory limit.\n");
+		signal(SIGABRT, SIG_DFL);
+		abort();
+	}
+	mesh_store_freeze();
+	mesh_barrier_postfork_child();
+	mesh_pass_postfork_child();
+	malloc_mutex_postfork_child(tsdn, &mesh_mtx);
 }

@@ -12,6 +12,10 @@
  *   heap / ql link   nonfull heap   nonfull heap   the group's followers
  *   e_slab_data      own regions    union          own regions
  *
+ * A range is frozen when it maps the store as it was at a fork, privately, so
+ * that the other members and the pass do not reach it any more; the pass moves it
+ * back.  No slab joins a frozen leader.
+ *
  * A follower that has left is dying until its range is out of the store; its
  * e_mesh is the leader that dies with it, if any.
  *
@@ -25,6 +29,7 @@
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_view.h"
 
 #ifdef BITMAP_USE_TREE
 #	error "Mesh reads bitmaps as flat words; configure it without trees."
@@ -39,21 +44,27 @@ slab_bin_info(const edata_t *slab) {
 static unsigned
 slab_nfree_bias(const edata_t *slab) {
 	return edata_mesh_role_get(slab) == edata_mesh_follower
+	        || edata_mesh_held_get(slab)
 	    ? slab_bin_info(slab)->nregs - 1
 	    : 0;
 }
 
-static bool
-slab_empty(const edata_t *slab) {
-	return edata_nfree_get(slab)
-	    == slab_bin_info(slab)->nregs + slab_nfree_bias(slab);
+static unsigned
+slab_nfree(const edata_t *slab) {
+	return edata_nfree_get(slab) - slab_nfree_bias(slab);
 }
 
-/* Changes the role of slab, and its nfree with it. */
+static bool
+slab_empty(const edata_t *slab) {
+	return slab_nfree(slab) == slab_bin_info(slab)->nregs;
+}
+
+/* Changes what slab is, and its nfree with it. */
 static void
-slab_role_set(edata_t *slab, edata_mesh_role_t role) {
-	unsigned nfree = edata_nfree_get(slab) - slab_nfree_bias(slab);
+slab_state_set(edata_t *slab, edata_mesh_role_t role, bool held) {
+	unsigned nfree = slab_nfree(slab);
 	edata_mesh_role_set(slab, role);
+	edata_mesh_held_set(slab, held);
 	edata_nfree_binshard_set(
 	    slab, nfree + slab_nfree_bias(slab), edata_binshard_get(slab));
 }
@@ -88,19 +99,51 @@ mesh_group_get(const edata_t *slab) {
 void
 mesh_group_hold(bin_t *bin, edata_t *slab) {
 	assert(!edata_mesh_held_get(slab));
-	if (edata_mesh_role_get(slab) != edata_mesh_follower) {
-		assert(edata_mesh_nonfull_get(slab));
+	edata_mesh_role_t role = edata_mesh_role_get(slab);
+	if (slab == bin->slabcur) {
+		bin->slabcur = NULL;
+	}
+	if (edata_mesh_nonfull_get(slab)) {
 		edata_heap_remove(&bin->slabs_nonfull, slab);
 		edata_mesh_nonfull_set(slab, false);
+	} else if (config_stats && role != edata_mesh_follower) {
+		/* It was full, or slabcur. */
+		bin->stats.nonfull_slabs++;
 	}
-	edata_mesh_held_set(slab, true);
+	slab_state_set(slab, role, true);
+}
+
+void
+mesh_group_freeze(arena_t *arena, edata_t *slab) {
+	assert(!edata_mesh_frozen_get(slab));
+	edata_mesh_frozen_set(slab, true);
+	atomic_fetch_add_zu(&arena->mesh.frozen, 1, ATOMIC_RELAXED);
+}
+
+void
+mesh_group_thaw(arena_t *arena, edata_t *slab) {
+	if (edata_mesh_frozen_get(slab)) {
+		edata_mesh_frozen_set(slab, false);
+		atomic_fetch_sub_zu(&arena->mesh.frozen, 1, ATOMIC_RELAXED);
+	}
+}
+
+bool
+mesh_group_frozen(arena_t *arena, edata_t *slab) {
+	if (edata_mesh_frozen_get(slab)
+	    && mesh_view_is_shared(edata_addr_get(slab))) {
+		mesh_group_thaw(arena, slab);
+	}
+	return edata_mesh_frozen_get(slab);
 }
 
 static void
-group_end(bin_t *bin, mesh_group_t *group) {
+group_end(arena_t *arena, bin_t *bin, mesh_group_t *group) {
 	assert(group->nfollowers == 0);
 	ql_remove(&bin->mesh.groups, group, link);
+	group->leader = NULL;
 	mesh_group_discard(bin, group);
+	atomic_fetch_sub_zu(&arena->mesh.groups, 1, ATOMIC_RELAXED);
 }
 
 /*
@@ -113,7 +156,7 @@ follower_leave(arena_t *arena, edata_t *slab) {
 	edata_list_active_remove(&group->followers, slab);
 	group->nfollowers--;
 	edata_mesh_set(slab, NULL);
-	slab_role_set(slab, edata_mesh_dying);
+	slab_state_set(slab, edata_mesh_dying, edata_mesh_held_get(slab));
 	atomic_fetch_sub_zu(&arena->mesh.followers, 1, ATOMIC_RELAXED);
 	atomic_fetch_sub_zu(
 	    &arena->mesh.saved, edata_size_get(slab), ATOMIC_RELAXED);
@@ -122,7 +165,7 @@ follower_leave(arena_t *arena, edata_t *slab) {
 void
 mesh_group_unhold(bin_t *bin, edata_t *slab, edata_list_active_t *dead) {
 	assert(edata_mesh_held_get(slab));
-	edata_mesh_held_set(slab, false);
+	slab_state_set(slab, edata_mesh_role_get(slab), false);
 	if (edata_mesh_role_get(slab) == edata_mesh_follower) {
 		if (slab_empty(slab)) {
 			follower_leave(arena_get_from_edata(slab), slab);
@@ -138,7 +181,7 @@ mesh_group_unhold(bin_t *bin, edata_t *slab, edata_list_active_t *dead) {
 			bin->stats.curslabs--;
 		}
 		edata_list_active_append(dead, slab);
-	} else if (edata_nfree_get(slab) == 0) {
+	} else if (slab_nfree(slab) == 0) {
 		/* Full slabs of auto arenas are in no list. */
 		if (config_stats) {
 			bin->stats.nonfull_slabs--;
@@ -157,7 +200,6 @@ mesh_group_lead(
 	group->leader = slab;
 	edata_list_active_init(&group->followers);
 	group->nfollowers = 0;
-	group->frozen = false;
 	ql_elm_new(group, link);
 	ql_tail_insert(&bin->mesh.groups, group, link);
 	edata_mesh_role_set(slab, edata_mesh_leader);
@@ -216,16 +258,14 @@ mesh_group_join(arena_t *arena, bin_t *bin, edata_t *slab, edata_t *leader) {
 	assert(edata_mesh_held_get(slab) && edata_mesh_held_get(leader));
 	assert(edata_mesh_role_get(leader) == edata_mesh_leader);
 	mesh_group_t *group = mesh_group_get(leader);
-	assert(!group->frozen);
+	assert(!edata_mesh_frozen_get(leader));
 
 	if (edata_mesh_role_get(slab) == edata_mesh_follower) {
 		union_sub(mesh_group_get(slab)->leader, slab);
 		follower_leave(arena, slab);
 	} else {
 		if (edata_mesh_role_get(slab) == edata_mesh_leader) {
-			group_end(bin, mesh_group_get(slab));
-			atomic_fetch_sub_zu(
-			    &arena->mesh.groups, 1, ATOMIC_RELAXED);
+			group_end(arena, bin, mesh_group_get(slab));
 		}
 		if (config_stats) {
 			bin->stats.nonfull_slabs--;
@@ -235,7 +275,8 @@ mesh_group_join(arena_t *arena, bin_t *bin, edata_t *slab, edata_t *leader) {
 		    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);
 	}
 	union_add(leader, slab);
-	slab_role_set(slab, edata_mesh_follower);
+	mesh_group_thaw(arena, slab);
+	slab_state_set(slab, edata_mesh_follower, true);
 	edata_mesh_set(slab, group);
 	edata_list_active_append(&group->followers, slab);
 	edata_mesh_live_set(slab, live_xor(slab));
@@ -297,9 +338,8 @@ mesh_dalloc_empty(tsdn_t *tsdn, bin_t *bin, edata_t *slab) {
 	bitmap_unset(
 	    leader->e_slab_data.bitmap, &bin_info->bitmap_info, regind);
 	edata_nfree_inc(leader);
-	/* A held leader had free regions when it was picked: this is not 1. */
-	if (edata_nfree_get(leader) == 1 && leader != bin->slabcur) {
-		assert(!edata_mesh_held_get(leader));
+	if (slab_nfree(leader) == 1 && leader != bin->slabcur
+	    && !edata_mesh_held_get(leader)) {
 		bin_dalloc_locked_handle_newly_nonempty(
 		    tsdn, /* is_auto */ true, leader, bin);
 	}
@@ -332,6 +372,7 @@ range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 
 	edata_mesh_set(slab, NULL);
 	edata_mesh_role_set(slab, edata_mesh_private);
+	mesh_group_thaw(arena, slab);
 	emap_remap(tsdn, shard->emap, slab, SC_NSIZES, /* slab */ false);
 	emap_deregister_interior(tsdn, shard->emap, slab);
 	edata_addr_set(slab, edata_base_get(slab));
@@ -349,33 +390,37 @@ range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	}
 }
 
-/* Takes the range out of the store; if the kernel refuses, leaves it in limbo. */
+/*
+ * Takes the range out of the store; if the kernel refuses, leaves it in limbo, or
+ * for good if it is lost.
+ */
 static void
 range_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
-	if (!mesh_unsplice(edata_addr_get(slab), edata_size_get(slab))) {
+	mesh_unsplice_t result = mesh_view_unsplice(
+	    tsdn, edata_addr_get(slab), edata_size_get(slab));
+	if (result == mesh_unsplice_done) {
 		range_dalloc(tsdn, arena, slab);
-		return;
+	} else if (result == mesh_unsplice_refused) {
+		bin_t *bin = slab_bin(arena, slab);
+		malloc_mutex_lock(tsdn, &bin->lock);
+		edata_list_active_append(&bin->mesh.limbo, slab);
+		malloc_mutex_unlock(tsdn, &bin->lock);
 	}
-	bin_t *bin = slab_bin(arena, slab);
-	malloc_mutex_lock(tsdn, &bin->lock);
-	edata_list_active_append(&bin->mesh.limbo, slab);
-	malloc_mutex_unlock(tsdn, &bin->lock);
 }
 
 static void
 leader_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	bin_t *bin = slab_bin(arena, slab);
 	malloc_mutex_lock(tsdn, &bin->lock);
-	group_end(bin, mesh_group_get(slab));
+	group_end(arena, bin, mesh_group_get(slab));
+	bool frozen = mesh_group_frozen(arena, slab);
 	malloc_mutex_unlock(tsdn, &bin->lock);
-	atomic_fetch_sub_zu(&arena->mesh.groups, 1, ATOMIC_RELAXED);
 	atomic_fetch_sub_zu(&arena->pa_shard.nactive,
 	    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);
-	/*
-	 * Through the leader's own mapping: if fork made that private, the
-	 * kernel refuses, as it must, since a child may be reading.
-	 */
-	mesh_store_punch(edata_addr_get(slab), edata_size_get(slab));
+	/* A child may be reading what is frozen. */
+	if (!frozen) {
+		mesh_store_punch(edata_addr_get(slab), edata_size_get(slab));
+	}
 	range_release(tsdn, arena, slab);
 }
 
@@ -436,13 +481,13 @@ mesh_group_limbo_retry(tsdn_t *tsdn, arena_t *arena, bin_t *bin) {
 size_t
 mesh_slab_nfree(tsdn_t *tsdn, const edata_t *slab) {
 	if (edata_mesh_role_get(slab) != edata_mesh_follower) {
-		return edata_nfree_get(slab);
+		return slab_nfree(slab);
 	}
 	bin_t *bin = slab_bin(arena_get_from_edata((edata_t *)slab), slab);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	/* NULL if it has left its group since. */
 	const mesh_group_t *group = mesh_group_get(slab);
-	size_t nfree = edata_nfree_get(group != NULL ? group->leader : slab);
+	size_t nfree = slab_nfree(group != NULL ? group->leader : slab);
 	malloc_mutex_unlock(tsdn, &bin->lock);
 	return nfree;
 }

@@ -11,11 +11,6 @@ struct mesh_group_s {
 	/* The other slabs, linked by ql_link_active; may be none. */
 	edata_list_active_t followers;
 	unsigned            nfollowers;
-	/*
-	 * The group is of a generation that fork froze: its ranges are private
-	 * views, and no slab joins it any more.
-	 */
-	bool frozen;
 	/* In mesh_bin_t's groups or groups_free. */
 	ql_elm(mesh_group_t) link;
 };
@@ -33,8 +28,8 @@ void mesh_group_live(const edata_t *slab, uint64_t *live);
 mesh_group_t *mesh_group_get(const edata_t *slab);
 
 /*
- * Takes a slab that is in slabs_nonfull, or any follower, out of the bin.
- * nonfull_slabs goes on counting it, as users subtract it from curslabs.
+ * Takes a slab out of the bin.  nonfull_slabs counts it, as users subtract it from
+ * curslabs.
  */
 void mesh_group_hold(struct bin_s *bin, edata_t *slab);
 
@@ -55,6 +50,15 @@ void mesh_group_lead(
  */
 void mesh_group_join(
     arena_t *arena, struct bin_s *bin, edata_t *slab, edata_t *leader);
+
+/*
+ * A leader's or follower's range becomes frozen, or maps the current generation
+ * again.
+ */
+void mesh_group_freeze(arena_t *arena, edata_t *slab);
+void mesh_group_thaw(arena_t *arena, edata_t *slab);
+/* Whether it is frozen; notes it if no child is left for whom it was. */
+bool mesh_group_frozen(arena_t *arena, edata_t *slab);
 
 /* A descriptor that an ended group has left behind in the bin, or NULL. */
 mesh_group_t *mesh_group_recycle(struct bin_s *bin);

@@ -1,9 +1,10 @@
 /*
  * The pass: finds slabs that can share memory, and makes them do so.
  *
- * One scan looks at one bin.  It copies out the live bitmaps of all slabs in
- * slabs_nonfull under the bin lock, has them matched without it, and carries the
- * groups out in batches:
+ * One scan looks at one bin.  It notes all slabs in slabs_nonfull under the bin
+ * lock and goes through them in the order of their addresses, block by block: it
+ * copies out the live bitmaps of a block under the bin lock, has them matched
+ * without it, and carries the groups out in batches:
  *
  *   hold     under the bin lock, take the slabs out of the bin, as far as they
  *            still are there and still disjoint
@@ -31,13 +32,18 @@
 
 #include "jemalloc/internal/extent_dss.h"
 #include "jemalloc/internal/mesh_barrier.h"
+#include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_fork.h"
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_match.h"
 #include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_tidy.h"
+#include "jemalloc/internal/mesh_view.h"
 
-#include <signal.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 /*
@@ -45,8 +51,14 @@
  * tens of microseconds each.
  */
 #define BATCH_MOVES 16
-/* Most slabs of one scan; a bin's lock is held while they are copied out. */
+/* Most slabs of one scan; a bin's lock is held while they are noted. */
 #define SCAN_SLABS_MAX (ZU(1) << 17)
+/*
+ * Most slabs of a block.  Enough for good matches, and few enough that spliced
+ * ranges lie close together: then neighbours need one mapping less, fork finds
+ * them in few places, and a bin's lock is held shortly.
+ */
+#define BLOCK_SLABS_MAX (ZU(1) << 13)
 /* Bitmap tests between two looks at the clock. */
 #define SCAN_MATCH_WORK 20000
 /* Rounds of a full pass over one bin; later ones gain little. */
@@ -58,14 +70,29 @@
 #define SLICE_NS_MAX UINT64_C(3000000)
 /* What a tick in an application thread may take at once. */
 #define SLICE_NS_TICK UINT64_C(200000)
-/* After the kernel or the budget has said no, how long to leave it alone. */
-#define REFUSED_PAUSE_NS UINT64_C(5000000000)
+/*
+ * How long to leave it alone after the kernel, the budget or a thread has said
+ * no: longer each time.
+ */
+#define REFUSED_PAUSE_NS_MIN UINT64_C(20000000)
+#define REFUSED_PAUSE_NS_MAX UINT64_C(5000000000)
+/* A process that forks more often than this does not mesh. */
+#define FORK_PAUSE_NS UINT64_C(1000000000)
+/* How long a pass on request waits for a fork to be dealt with. */
+#define FORK_WAIT_MS 5000
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
 #define BACKOFF_MAX 63
 
 ssize_t opt_mesh_period_ms = 50;
 
 malloc_mutex_t mesh_mtx;
+
+/* A slab that a scan has seen, and where it was. */
+typedef struct scan_slab_s scan_slab_t;
+struct scan_slab_s {
+	uintptr_t addr;
+	edata_t  *slab;
+};
 
 typedef struct scan_s scan_t;
 struct scan_s {
@@ -77,11 +104,19 @@ struct scan_s {
 	/* One mapping for the arrays below, and its size. */
 	byte_t *scratch;
 	size_t  scratch_size;
-	/* Slabs seen, and their bitmaps of live regions. */
+	/* Groups that may have frozen members, and how many are left. */
+	mesh_group_t **thaw;
+	size_t         nthaw;
+	/* Slabs seen, and how many; a heap of those that are yet to come. */
+	scan_slab_t *queue;
+	size_t       nseen;
+	size_t       nqueued;
+	/* Slabs of the block, and their bitmaps of live regions. */
 	edata_t **slabs;
 	uint64_t *live;
 	size_t    nslabs;
-	/* The matching of them, and whether it is finished. */
+	/* The matching of them, NULL between blocks; whether it is finished. */
+	byte_t       *match_scratch;
 	mesh_match_t *match;
 	bool          matched;
 	/* The group that is to be carried out next. */
@@ -100,6 +135,8 @@ struct move_s {
 	edata_t *slab;
 	/* The first move of the same unit; the unit's leader goes last. */
 	unsigned unit;
+	/* It may not move: it is locked, or what it leaves cannot be freed. */
+	bool stuck;
 	/* How far it got. */
 	bool raised;
 	bool spliced;
@@ -109,7 +146,10 @@ struct move_s {
 
 typedef struct batch_s batch_t;
 struct batch_s {
-	/* Where the ranges move to; private if lead is set. */
+	/*
+	 * Where the ranges move to; if lead is set it goes to the store first,
+	 * being private or frozen.
+	 */
 	move_t leader;
 	bool   lead;
 	/* Union of all that the leader's physical slab holds and will hold. */
@@ -131,17 +171,12 @@ static unsigned slice_shard;
 static uint64_t slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
+/* When the process forked last. */
+static uint64_t forked_ns;
 /* When to try again after a refusal, 0 if nothing was refused. */
 static uint64_t   refused_until_ns;
+static uint64_t   refused_pause_ns;
 static atomic_p_t refused_why;
-
-/* jemalloc's own clock ticks in milliseconds, too coarse for slices. */
-static uint64_t
-now_ns(void) {
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
-}
 
 bool
 mesh_pass_boot(void) {
@@ -154,13 +189,81 @@ mesh_pass_refused(void) {
 	return (const char *)atomic_load_p(&refused_why, ATOMIC_RELAXED);
 }
 
+static const char refused_locked[] =
+    "the program has locked its memory (mlock, mlockall), and locked memory is "
+    "not meshed";
+
+/* What to do about a refusal, from errno. */
+static const char *
+refusal_name(int err) {
+	switch (err) {
+	case E2BIG:
+		return "the budget of mappings is used up; raise mesh_max_maps "
+		       "and vm.max_map_count";
+	case ENOENT:
+		return "/proc/self/maps cannot be read, and so the mappings not "
+		       "be counted; mount /proc";
+	case EMFILE:
+		return "no file descriptor is left; raise RLIMIT_NOFILE "
+		       "(ulimit -n)";
+	case ENFILE:
+		return "the system has no file descriptor left; raise "
+		       "fs.file-max";
+	case EFBIG:
+		return "RLIMIT_FSIZE (ulimit -f) keeps files small; set it to "
+		       "unlimited";
+	case EAGAIN:
+		/* Of mmap: it would have to be locked, and may not. */
+	case MESH_ELOCKED:
+		return refused_locked;
+	case EBADF:
+		return "the program has closed the descriptors of meshing; "
+		       "leave open those named memfd:jemalloc-mesh and "
+		       "userfaultfd";
+	case ENOMEM:
+	case ENOSPC:
+	case EFAULT:
+		return "memory, address space or mappings are short; raise the "
+		       "memory limit, RLIMIT_AS (ulimit -v) or "
+		       "vm.max_map_count";
+	case EPERM:
+	case EACCES:
+	case ENOSYS:
+		return "the process is not permitted memfd_create, mremap or "
+		       "userfaultfd any more; permit them in its seccomp "
+		       "filter";
+	default:
+		return "the kernel refused a memfd, a mapping or userfaultfd";
+	}
+}
+
+/* Gives the rest of the scan up, but not for some memory that is locked. */
 static void
 pass_refuse(scan_t *scan, const char *why, unsigned nranges) {
-	refused_until_ns = now_ns() + REFUSED_PAUSE_NS;
 	atomic_store_p(&refused_why, (void *)(uintptr_t)why, ATOMIC_RELAXED);
 	atomic_fetch_add_u64(
 	    &scan->arena->mesh.nrefused, nranges, ATOMIC_RELAXED);
+	if (why == refused_locked) {
+		return;
+	}
+	refused_pause_ns *= 2;
+	if (refused_pause_ns < REFUSED_PAUSE_NS_MIN) {
+		refused_pause_ns = REFUSED_PAUSE_NS_MIN;
+	} else if (refused_pause_ns > REFUSED_PAUSE_NS_MAX) {
+		refused_pause_ns = REFUSED_PAUSE_NS_MAX;
+	}
+	refused_until_ns = now_ns() + refused_pause_ns;
 	scan->refused = true;
+}
+
+/* Counts the time that a slice took; the mesh lock is held. */
+static void
+pass_took(arena_t *arena, uint64_t ns) {
+	mesh_arena_t *mesh = &arena->mesh;
+	atomic_fetch_add_u64(&mesh->time_ns, ns, ATOMIC_RELAXED);
+	if (ns > atomic_load_u64(&mesh->time_max_ns, ATOMIC_RELAXED)) {
+		atomic_store_u64(&mesh->time_max_ns, ns, ATOMIC_RELAXED);
+	}
 }
 
 /******************************************************************************/
@@ -177,6 +280,14 @@ scan_nwords(const scan_t *scan) {
 	return (unsigned)bin_infos[scan->binind].bitmap_info.ngroups;
 }
 
+/* A coroutine's stack may lie in the heap; ours must not move. */
+static bool
+slab_has_stack(const edata_t *slab) {
+	const byte_t *addr = (const byte_t *)edata_addr_get(slab);
+	const byte_t *stack = (const byte_t *)&addr;
+	return stack >= addr && stack < addr + edata_size_get(slab);
+}
+
 /*
  * Whether slab may be picked.  The bin lock is held; what was seen of slab may
  * be long past, and its edata_t may describe anything by now.  The bit is set
@@ -190,15 +301,25 @@ slab_pickable(const scan_t *scan, const edata_t *slab) {
 	    || edata_arena_ind_get(slab) != arena_ind_get(scan->arena)) {
 		return false;
 	}
-	const byte_t *addr = (const byte_t *)edata_addr_get(slab);
-	const byte_t *stack = (const byte_t *)&addr;
+	void *addr = edata_addr_get(slab);
 	return arena_meshable(scan->arena)
 	    && edata_pai_get(slab) == EXTENT_PAI_PAC && !edata_guarded_get(slab)
 	    && mesh_store_fits(addr, edata_size_get(slab))
-	    && (!have_dss || !extent_in_dss((void *)addr))
-	    /* A coroutine's stack may lie in the heap; ours must not move. */
-	    && (stack < addr || stack >= addr + edata_size_get(slab))
-	    && (mesh_group_get(slab) == NULL || !mesh_group_get(slab)->frozen);
+	    && (!have_dss || !extent_in_dss(addr)) && !slab_has_stack(slab)
+	    && !mesh_group_frozen(scan->arena, (edata_t *)slab);
+}
+
+/*
+ * Whether group, which may have ended since it was seen, can get its frozen
+ * members back.  The bin lock is held.  A leader without live regions is on its
+ * way to the page allocator.
+ */
+static bool
+group_thawable(const scan_t *scan, const mesh_group_t *group) {
+	edata_t *leader = group->leader;
+	return leader != NULL && !edata_mesh_held_get(leader)
+	    && edata_nfree_get(leader) < bin_infos[scan->binind].nregs
+	    && arena_meshable(scan->arena) && !slab_has_stack(leader);
 }
 
 static move_t *
@@ -206,6 +327,7 @@ batch_move_add(scan_t *scan, batch_t *batch, edata_t *slab, unsigned unit) {
 	move_t *move = &batch->moves[batch->nmoves++];
 	move->slab = slab;
 	move->unit = unit;
+	move->stuck = false;
 	move->raised = false;
 	move->spliced = false;
 	mesh_group_live(slab, move->live);
@@ -259,6 +381,28 @@ batch_unit_add(scan_t *scan, batch_t *batch, edata_t *slab) {
 	memcpy(move->live, live, nwords * sizeof(live[0]));
 }
 
+/*
+ * Adds the frozen followers of the batch's leader, as many as there is room for,
+ * and leaves the leader what is its own.  The bin lock is held.
+ */
+static void
+batch_thaw_add(scan_t *scan, batch_t *batch) {
+	edata_t *follower;
+	ql_foreach (follower,
+	    &mesh_group_get(batch->leader.slab)->followers.head,
+	    ql_link_active) {
+		uint64_t live[BITMAP_GROUPS_MAX];
+		mesh_group_live(follower, live);
+		for (unsigned w = 0; w < scan_nwords(scan); w++) {
+			batch->leader.live[w] &= ~live[w];
+		}
+		if (batch->nmoves < BATCH_MOVES && !slab_has_stack(follower)
+		    && mesh_group_frozen(scan->arena, follower)) {
+			batch_move_add(scan, batch, follower, batch->nmoves);
+		}
+	}
+}
+
 /* Whether all moves of the unit before move i came through. */
 static bool
 batch_unit_came_through(const batch_t *batch, unsigned i) {
@@ -270,31 +414,67 @@ batch_unit_came_through(const batch_t *batch, unsigned i) {
 	return true;
 }
 
+/* Whether the slab can move at all; left is what its memory is given back by. */
+static void
+move_prepare(tsdn_t *tsdn, move_t *move, size_t size, void **left,
+    const char **why) {
+	void *addr = edata_addr_get(move->slab);
+	move->stuck = mesh_range_locked(addr, size);
+	if (!move->stuck
+	    && edata_mesh_role_get(move->slab) == edata_mesh_leader) {
+		*left = mesh_store_window(tsdn, addr, size);
+		move->stuck = (*left == NULL);
+	}
+	if (move->stuck) {
+		*why = refusal_name(get_errno());
+	}
+}
+
+/*
+ * Keeps writers off the range.  A range in use, where a thread has its stack, is
+ * just passed over; anything else is a refusal of the kernel's.
+ */
+static bool
+move_raise(move_t *move, size_t size, const char **why) {
+	if (move->stuck) {
+		return false;
+	}
+	move->raised = !mesh_barrier_raise(edata_addr_get(move->slab), size);
+	if (!move->raised && get_errno() != EBUSY) {
+		*why = refusal_name(get_errno());
+	}
+	return move->raised;
+}
+
+static bool
+move_splice(move_t *move, size_t size, void *window, const char **why) {
+	move->spliced = !mesh_splice(edata_addr_get(move->slab), size, window);
+	if (!move->spliced) {
+		*why = refusal_name(get_errno());
+	}
+	return move->spliced;
+}
+
 /*
  * Raise, copy, splice, lower.  No lock but the mesh lock is held; all slabs of
- * the batch are.
+ * the batch are.  Returns the reason why some of it was not to be had, or NULL.
  */
-static void
+static const char *
 batch_splice(scan_t *scan, batch_t *batch, void *window) {
 	const bin_info_t *info = &bin_infos[scan->binind];
 	size_t            size = info->slab_size;
 	unsigned          nwords = scan_nwords(scan);
 	move_t           *leader = &batch->leader;
-	sigset_t          all, old;
 
-	/* A handler that wrote to the heap would wait for this very thread. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-
-	leader->raised = batch->lead
-	    && !mesh_barrier_raise(edata_addr_get(leader->slab), size);
-	if (batch->lead && !leader->raised) {
+	const char *why = mesh_barrier_begin();
+	if (why != NULL) {
+		return why;
+	}
+	if (batch->lead && !move_raise(leader, size, &why)) {
 		goto label_done;
 	}
 	for (unsigned i = 0; i < batch->nmoves; i++) {
-		move_t *move = &batch->moves[i];
-		move->raised = !mesh_barrier_raise(
-		    edata_addr_get(move->slab), size);
+		move_raise(&batch->moves[i], size, &why);
 	}
 
 	if (batch->lead) {
@@ -309,15 +489,12 @@ batch_splice(scan_t *scan, batch_t *batch, void *window) {
 		}
 	}
 
-	leader->spliced = batch->lead
-	    && !mesh_splice(edata_addr_get(leader->slab), size, window);
-	if (!batch->lead || leader->spliced) {
+	if (!batch->lead || move_splice(leader, size, window, &why)) {
 		for (unsigned i = 0; i < batch->nmoves; i++) {
 			move_t *move = &batch->moves[i];
-			move->spliced = move->raised
-			    && batch_unit_came_through(batch, i)
-			    && !mesh_splice(
-			        edata_addr_get(move->slab), size, window);
+			if (move->raised && batch_unit_came_through(batch, i)) {
+				move_splice(move, size, window, &why);
+			}
 		}
 	}
 
@@ -333,7 +510,8 @@ batch_splice(scan_t *scan, batch_t *batch, void *window) {
 		}
 	}
 label_done:
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	mesh_barrier_end();
+	return why;
 }
 
 /* Bookkeeping of what came through; the bin lock is held. */
@@ -341,13 +519,23 @@ static void
 batch_join(scan_t *scan, batch_t *batch, edata_list_active_t *dead) {
 	edata_t *leader = batch->leader.slab;
 	if (batch->lead && batch->leader.spliced) {
-		mesh_group_lead(scan->arena, scan->bin, leader, scan->spare);
-		scan->spare = mesh_group_recycle(scan->bin);
+		if (mesh_group_get(leader) != NULL) {
+			mesh_group_thaw(scan->arena, leader);
+		} else {
+			mesh_group_lead(
+			    scan->arena, scan->bin, leader, scan->spare);
+			scan->spare = mesh_group_recycle(scan->bin);
+		}
 	}
 	for (unsigned i = 0; i < batch->nmoves; i++) {
-		if (batch->moves[i].spliced) {
-			mesh_group_join(scan->arena, scan->bin,
-			    batch->moves[i].slab, leader);
+		edata_t *slab = batch->moves[i].slab;
+		if (!batch->moves[i].spliced) {
+			continue;
+		}
+		if (mesh_group_get(slab) == mesh_group_get(leader)) {
+			mesh_group_thaw(scan->arena, slab);
+		} else {
+			mesh_group_join(scan->arena, scan->bin, slab, leader);
 		}
 	}
 	/*
@@ -372,12 +560,13 @@ batch_join(scan_t *scan, batch_t *batch, edata_list_active_t *dead) {
 }
 
 /*
- * Moves what it can of the units units[0, n) to the slab leader.  Returns how
+ * Moves what it can of the units units[0, n) to the slab leader; or, if thaw is
+ * not NULL, the frozen members of that group back into the store.  Returns how
  * many ranges moved.
  */
 static unsigned
-batch_run(
-    tsdn_t *tsdn, scan_t *scan, edata_t *leader, edata_t **units, size_t n) {
+batch_run(tsdn_t *tsdn, scan_t *scan, edata_t *leader, edata_t **units,
+    size_t n, const mesh_group_t *thaw) {
 	if (scan->spare == NULL) {
 		scan->spare = (mesh_group_t *)base_alloc(
 		    tsdn, scan->arena->base, sizeof(mesh_group_t), QUANTUM);
@@ -386,21 +575,33 @@ batch_run(
 		}
 	}
 
+	mesh_store_windows_bound();
+
 	/* Hold. */
 	batch_t batch;
 	batch.nmoves = 0;
 	batch.stay = NULL;
 	malloc_mutex_lock(tsdn, &scan->bin->lock);
-	if (!slab_pickable(scan, leader)) {
+	if (thaw != NULL ? !group_thawable(scan, thaw)
+	                 : !slab_pickable(scan, leader)) {
 		malloc_mutex_unlock(tsdn, &scan->bin->lock);
 		return 0;
 	}
+	if (thaw != NULL) {
+		leader = thaw->leader;
+	}
 	batch.leader.slab = leader;
+	batch.leader.stuck = false;
+	batch.leader.raised = false;
 	batch.leader.spliced = false;
-	batch.lead = (mesh_group_get(leader) == NULL);
+	batch.lead = (mesh_group_get(leader) == NULL)
+	    || mesh_group_frozen(scan->arena, leader);
 	mesh_group_live(leader, batch.leader.live);
 	memcpy(batch.live, batch.leader.live, sizeof(batch.live));
 	mesh_group_hold(scan->bin, leader);
+	if (thaw != NULL) {
+		batch_thaw_add(scan, &batch);
+	}
 	for (size_t i = 0; i < n && batch.nmoves < BATCH_MOVES; i++) {
 		if (slab_pickable(scan, units[i])) {
 			batch_unit_add(scan, &batch, units[i]);
@@ -411,48 +612,56 @@ batch_run(
 	size_t size = bin_infos[scan->binind].slab_size;
 	void  *window = NULL;
 	/* The memory that a leader leaves behind when it moves. */
-	void    *left[BATCH_MOVES];
-	unsigned nleft = 0;
-	unsigned nmoved = 0;
-	if (batch.nmoves > 0) {
+	void       *left[BATCH_MOVES] = {NULL};
+	unsigned    nmoved = 0;
+	const char *why = NULL;
+	unsigned    nmeshed = 0;
+	if (batch.nmoves > 0 || (thaw != NULL && batch.lead)) {
 		if (!mesh_splice_room(batch.nmoves + 1)) {
-			pass_refuse(scan, "the budget of mappings is used up",
+			pass_refuse(scan, refusal_name(get_errno()),
 			    batch.nmoves);
 		} else if (mesh_barrier_open()
 		    || (window = mesh_store_window(
 		            tsdn, edata_addr_get(leader), size))
 		        == NULL) {
-			pass_refuse(scan,
-			    "the kernel refused a memfd, a mapping or "
-			    "userfaultfd",
+			pass_refuse(scan, refusal_name(get_errno()),
 			    batch.nmoves);
 		} else {
-			for (unsigned i = 0; i < batch.nmoves; i++) {
-				edata_t *slab = batch.moves[i].slab;
-				left[i] = edata_mesh_role_get(slab)
-				        == edata_mesh_leader
-				    ? mesh_store_window(
-				        tsdn, edata_addr_get(slab), size)
-				    : NULL;
+			const char *stuck = NULL;
+			void       *none = NULL;
+			if (batch.lead) {
+				move_prepare(
+				    tsdn, &batch.leader, size, &none, &stuck);
 			}
-			nleft = batch.nmoves;
-			batch_splice(scan, &batch, window);
+			for (unsigned i = 0; i < batch.nmoves; i++) {
+				move_prepare(tsdn, &batch.moves[i], size,
+				    &left[i], &stuck);
+			}
+			why = batch_splice(scan, &batch, window);
+			if (why == NULL) {
+				why = stuck;
+			}
 		}
 	}
 
-	for (unsigned i = 0; i < nleft; i++) {
+	for (unsigned i = 0; i < batch.nmoves; i++) {
 		if (batch.moves[i].spliced) {
 			nmoved++;
+			nmeshed += (thaw == NULL);
 			if (left[i] != NULL) {
 				mesh_store_punch(left[i], size);
 			}
 		}
 	}
-	if (window != NULL && batch.lead && !batch.leader.spliced) {
-		mesh_store_punch(window, size);
+	if (window != NULL && batch.lead) {
+		if (batch.leader.spliced) {
+			nmoved += (thaw != NULL);
+		} else if (thaw == NULL) {
+			mesh_store_punch(window, size);
+		}
 	}
-	if (window != NULL && nmoved == 0) {
-		pass_refuse(scan, "the kernel refused to splice", batch.nmoves);
+	if (nmoved == 0 && why != NULL) {
+		pass_refuse(scan, why, batch.nmoves);
 	}
 
 	edata_list_active_t dead;
@@ -464,8 +673,9 @@ batch_run(
 
 	if (nmoved > 0) {
 		atomic_fetch_add_u64(
-		    &scan->arena->mesh.nmeshes, nmoved, ATOMIC_RELAXED);
+		    &scan->arena->mesh.nmeshes, nmeshed, ATOMIC_RELAXED);
 		refused_until_ns = 0;
+		refused_pause_ns = 0;
 		atomic_store_p(&refused_why, NULL, ATOMIC_RELAXED);
 	}
 	return nmoved;
@@ -475,21 +685,19 @@ batch_run(
 /* Scans. */
 
 /*
- * Copies out the slabs of the nonfull heap, a binary tree of left children and
- * next siblings.  The bin lock is held; stack has room for max + 1 slabs.
+ * Notes the slabs of the nonfull heap, a binary tree of left children and next
+ * siblings.  The bin lock is held; stack has room for max + 1 slabs.
  */
 static void
 scan_collect(scan_t *scan, edata_t **stack, size_t max) {
-	unsigned nwords = scan_nwords(scan);
-	size_t   offset = offsetof(edata_t, heap_link);
-	size_t   depth = 0;
+	size_t offset = offsetof(edata_t, heap_link);
+	size_t depth = 0;
 
-	scan->nslabs = 0;
 	edata_t *slab = (edata_t *)scan->bin->slabs_nonfull.ph.root;
 	if (slab != NULL) {
 		stack[depth++] = slab;
 	}
-	while (depth > 0 && scan->nslabs < max) {
+	while (depth > 0 && scan->nseen < max) {
 		slab = stack[--depth];
 		edata_t *next = (edata_t *)phn_next_get(slab, offset);
 		edata_t *lchild = (edata_t *)phn_lchild_get(slab, offset);
@@ -500,11 +708,81 @@ scan_collect(scan_t *scan, edata_t **stack, size_t max) {
 			stack[depth++] = lchild;
 		}
 		if (slab_pickable(scan, slab)) {
+			scan->queue[scan->nseen++] = (scan_slab_t){
+			    (uintptr_t)edata_addr_get(slab), slab};
+		}
+	}
+	scan->nqueued = scan->nseen;
+}
+
+/* Notes the groups of the bin; the bin lock is held. */
+static void
+scan_collect_groups(scan_t *scan, size_t max) {
+	mesh_group_t *group;
+	ql_foreach (group, &scan->bin->mesh.groups, link) {
+		if (scan->nthaw == max) {
+			break;
+		}
+		scan->thaw[scan->nthaw++] = group;
+	}
+}
+
+/* The queue is a binary heap, lowest address first. */
+static void
+scan_queue_sift(scan_t *scan, size_t i) {
+	scan_slab_t *queue = scan->queue;
+	scan_slab_t  moving = queue[i];
+	size_t       child;
+	while ((child = 2 * i + 1) < scan->nqueued) {
+		if (child + 1 < scan->nqueued
+		    && queue[child + 1].addr < queue[child].addr) {
+			child++;
+		}
+		if (moving.addr <= queue[child].addr) {
+			break;
+		}
+		queue[i] = queue[child];
+		i = child;
+	}
+	queue[i] = moving;
+}
+
+static edata_t *
+scan_queue_pop(scan_t *scan) {
+	edata_t *slab = scan->queue[0].slab;
+	scan->queue[0] = scan->queue[--scan->nqueued];
+	scan_queue_sift(scan, 0);
+	return slab;
+}
+
+/* Goes on to the next block.  Returns true if there is none. */
+static bool
+scan_block(tsdn_t *tsdn, scan_t *scan) {
+	unsigned nwords = scan_nwords(scan);
+	size_t   n = scan->nqueued;
+	if (n > BLOCK_SLABS_MAX) {
+		/* Not a full one and a poor rest. */
+		n = n < 2 * BLOCK_SLABS_MAX ? n / 2 : BLOCK_SLABS_MAX;
+	}
+	for (size_t i = 0; i < n; i++) {
+		scan->slabs[i] = scan_queue_pop(scan);
+	}
+	scan->nslabs = 0;
+	malloc_mutex_lock(tsdn, &scan->bin->lock);
+	for (size_t i = 0; i < n; i++) {
+		edata_t *slab = scan->slabs[i];
+		if (slab_pickable(scan, slab)) {
 			mesh_group_live(
 			    slab, &scan->live[scan->nslabs * nwords]);
 			scan->slabs[scan->nslabs++] = slab;
 		}
 	}
+	malloc_mutex_unlock(tsdn, &scan->bin->lock);
+	scan->group = 0;
+	scan->matched = false;
+	scan->match = mesh_match_begin(scan->match_scratch,
+	    (unsigned)bin_infos[scan->binind].nregs, scan->nslabs, scan->live);
+	return n == 0;
 }
 
 static void
@@ -533,7 +811,10 @@ scan_begin(tsdn_t *tsdn, scan_t *scan, arena_t *arena, szind_t binind,
 	size_t max = config_stats ? bin->stats.nonfull_slabs : SCAN_SLABS_MAX;
 	bin->mesh.ndalloc_seen = (uint32_t)bin->stats.ndalloc;
 	malloc_mutex_unlock(tsdn, &bin->lock);
-	if (max < 2) {
+	size_t nthaw = atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED) > 0
+	    ? atomic_load_zu(&arena->mesh.groups, ATOMIC_RELAXED)
+	    : 0;
+	if (max < 2 && nthaw == 0) {
 		return true;
 	}
 	if (max > SCAN_SLABS_MAX) {
@@ -546,31 +827,40 @@ scan_begin(tsdn_t *tsdn, scan_t *scan, arena_t *arena, szind_t binind,
 	scan->binind = binind;
 	scan->binshard = binshard;
 
-	size_t match_size = mesh_match_size((unsigned)info->nregs, max);
-	size_t stack_size = (max + 1) * sizeof(edata_t *);
-	size_t tail_size = match_size > stack_size ? match_size : stack_size;
-	size_t live_size = ALIGNMENT_CEILING(
-	    max * scan_nwords(scan) * sizeof(uint64_t), CACHELINE);
+	size_t block = max < BLOCK_SLABS_MAX ? max : BLOCK_SLABS_MAX;
+	size_t match_size = mesh_match_size((unsigned)info->nregs, block);
+	/* The stack and what blocks need take turns in the same memory. */
 	size_t slabs_size = ALIGNMENT_CEILING(
-	    max * sizeof(edata_t *), CACHELINE);
+	    block * sizeof(edata_t *), CACHELINE);
+	size_t block_size = match_size + slabs_size
+	    + block * scan_nwords(scan) * sizeof(uint64_t);
+	size_t stack_size = (max + 1) * sizeof(edata_t *);
+	size_t head_size = ALIGNMENT_CEILING(
+	    block_size > stack_size ? block_size : stack_size, CACHELINE);
 	bool commit = true;
-	scan->scratch_size = PAGE_CEILING(tail_size + live_size + slabs_size);
+	scan->scratch_size = PAGE_CEILING(head_size
+	    + max * sizeof(scan_slab_t) + nthaw * sizeof(mesh_group_t *));
 	scan->scratch = (byte_t *)pages_map(
 	    NULL, scan->scratch_size, PAGE, &commit);
 	if (scan->scratch == NULL) {
+		pass_refuse(scan, refusal_name(get_errno()), 0);
 		scan->bin = NULL;
 		return true;
 	}
-	scan->live = (uint64_t *)(scan->scratch + tail_size);
-	scan->slabs = (edata_t **)(scan->scratch + tail_size + live_size);
+	scan->match_scratch = scan->scratch;
+	scan->slabs = (edata_t **)(scan->scratch + match_size);
+	scan->live = (uint64_t *)(scan->scratch + match_size + slabs_size);
+	scan->queue = (scan_slab_t *)(scan->scratch + head_size);
+	scan->thaw = (mesh_group_t **)(scan->queue + max);
 
 	malloc_mutex_lock(tsdn, &bin->lock);
-	/* The stack and the matching take turns in the same memory. */
 	scan_collect(scan, (edata_t **)scan->scratch, max);
+	scan_collect_groups(scan, nthaw);
 	scan->spare = mesh_group_recycle(bin);
 	malloc_mutex_unlock(tsdn, &bin->lock);
-	scan->match = mesh_match_begin(
-	    scan->scratch, (unsigned)info->nregs, scan->nslabs, scan->live);
+	for (size_t i = scan->nqueued / 2; i-- > 0;) {
+		scan_queue_sift(scan, i);
+	}
 	return false;
 }
 
@@ -622,13 +912,23 @@ scan_group_run(tsdn_t *tsdn, scan_t *scan, size_t g) {
 			/* Again while units with many followers come over. */
 			unsigned nmoved;
 			do {
-				nmoved = batch_run(
-				    tsdn, scan, scan->slabs[leader], units, n);
+				nmoved = batch_run(tsdn, scan,
+				    scan->slabs[leader], units, n, NULL);
 				scan->nmoved += nmoved;
 			} while (nmoved == BATCH_MOVES && !scan->refused);
 			n = 0;
 		}
 	}
+}
+
+/* Brings the frozen members of a group back into the store. */
+static void
+scan_thaw(tsdn_t *tsdn, scan_t *scan, const mesh_group_t *group) {
+	unsigned nmoved;
+	do {
+		nmoved = batch_run(tsdn, scan, NULL, NULL, 0, group);
+		scan->nmoved += nmoved;
+	} while (nmoved >= BATCH_MOVES && !scan->refused);
 }
 
 /* Goes on with a scan for about ns.  Returns true when it has ended. */
@@ -638,23 +938,24 @@ scan_step(tsdn_t *tsdn, scan_t *scan, uint64_t ns) {
 	uint64_t took;
 	bool     done = false;
 	do {
-		if (!scan->matched) {
+		if (scan->refused) {
+			done = true;
+		} else if (scan->nthaw > 0) {
+			scan_thaw(tsdn, scan, scan->thaw[--scan->nthaw]);
+		} else if (scan->match == NULL) {
+			done = scan_block(tsdn, scan);
+		} else if (!scan->matched) {
 			scan->matched = mesh_match_step(
 			    scan->match, SCAN_MATCH_WORK);
-		} else if (scan->refused
-		    || scan->group == mesh_match_ngroups(scan->match)) {
-			done = true;
+		} else if (scan->group == mesh_match_ngroups(scan->match)) {
+			scan->match = NULL;
 		} else {
 			scan_group_run(tsdn, scan, scan->group++);
 		}
 		took = now_ns() - begin;
 	} while (!done && took < ns);
 
-	mesh_arena_t *mesh = &scan->arena->mesh;
-	atomic_fetch_add_u64(&mesh->time_ns, took, ATOMIC_RELAXED);
-	if (took > atomic_load_u64(&mesh->time_max_ns, ATOMIC_RELAXED)) {
-		atomic_store_u64(&mesh->time_max_ns, took, ATOMIC_RELAXED);
-	}
+	pass_took(scan->arena, took);
 	if (done) {
 		scan_end(tsdn, scan);
 	}
@@ -682,7 +983,8 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 	bin_t *bin = arena_get_bin(arena, binind, binshard);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	bin_state_t state;
-	if (config_stats
+	if (config_stats && edata_list_active_empty(&bin->mesh.limbo)
+	    && atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED) == 0
 	    && ((uint32_t)bin->stats.ndalloc == bin->mesh.ndalloc_seen
 	        || bin->stats.nonfull_slabs < 2
 	        || bin->stats.curslabs * info->nregs - bin->stats.curregs
@@ -728,13 +1030,33 @@ slice_next(void) {
 }
 
 /*
+ * Goes on with a round of tidying, or begins one, for about ns.  The mesh lock is
+ * held.  Returns true when the round has ended.
+ */
+static bool
+tidy_run(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
+	uint64_t begin = now_ns();
+	uint64_t took;
+	bool     done;
+	do {
+		done = mesh_tidy_step(tsdn, arena);
+		took = now_ns() - begin;
+	} while (!done && took < ns);
+	pass_took(arena, took);
+	return done;
+}
+
+/*
  * Works for about ns.  The mesh lock is held.  Returns true if there is more to
  * do soon: it was cut short, or a bin is only backing off.
  */
 static bool
 slice_run(tsdn_t *tsdn, uint64_t ns) {
 	slice_last_ns = now_ns();
-	if (slice_last_ns < refused_until_ns) {
+	bool hurry = (opt_mesh_period_ms == 0);
+	if (slice_last_ns < refused_until_ns || mesh_fork_pending(tsdn, hurry)
+	    || (!hurry && forked_ns != 0
+	        && slice_last_ns - forked_ns < FORK_PAUSE_NS)) {
 		return true;
 	}
 	bool     later = false;
@@ -745,6 +1067,16 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	do {
 		if (slice_scan.bin == NULL) {
 			arena_t *arena = arena_get(tsdn, slice_arena, false);
+			if (slice_bin == 0 && slice_shard == 0
+			    && arena_meshable(arena)) {
+				mesh_tidy_t state = mesh_tidy_look(arena);
+				later |= (state == mesh_tidy_later);
+				worked |= (state == mesh_tidy_due);
+				if (state == mesh_tidy_due
+				    && !tidy_run(tsdn, arena, ns)) {
+					return true;
+				}
+			}
 			if (arena_meshable(arena)) {
 				bin_state_t state = bin_look(
 				    tsdn, arena, slice_bin, slice_shard);
@@ -762,7 +1094,7 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 				return true;
 			}
 			bin_backoff(
-			    tsdn, bin, slice_scan.nslabs, slice_scan.nmoved);
+			    tsdn, bin, slice_scan.nseen, slice_scan.nmoved);
 		}
 		slice_next();
 		if (worked && now_ns() - slice_last_ns >= ns) {
@@ -803,6 +1135,14 @@ mesh_background_work(tsdn_t *tsdn) {
 		wait_ns = slice_wait_ns();
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
+	background_thread_info_t *info = &background_thread_info[0];
+	malloc_mutex_unlock(tsdn, &info->mtx);
+	mesh_view_start(tsdn);
+	malloc_mutex_lock(tsdn, &info->mtx);
+	if (info->state != background_thread_started) {
+		/* It shall end, and must not sleep before. */
+		return 1;
+	}
 	if (!more) {
 		atomic_store_b(&slice_asleep, true, ATOMIC_RELAXED);
 		return BACKGROUND_THREAD_DEFERRED_MAX;
@@ -850,36 +1190,80 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }
 
+/*
+ * Lets others take the mesh lock, fork for one, and waits until a fork is dealt
+ * with.  Returns true if that takes too long.
+ */
+static bool
+pass_yield(tsdn_t *tsdn) {
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
+	malloc_mutex_lock(tsdn, &mesh_mtx);
+	unsigned ms = 0;
+	while (mesh_fork_pending(tsdn, /* hurry */ true)) {
+		malloc_mutex_unlock(tsdn, &mesh_mtx);
+		syscall(SYS_nanosleep,
+		    &(struct timespec){.tv_nsec = 1000000}, NULL);
+		malloc_mutex_lock(tsdn, &mesh_mtx);
+		if (++ms == FORK_WAIT_MS) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Scans a bin as often as it pays. */
+static void
+pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
+	scan_t   scan;
+	unsigned round = 0;
+	do {
+		if (pass_yield(tsdn)
+		    || scan_begin(tsdn, &scan, arena, binind, binshard)) {
+			return;
+		}
+		do {
+			if (pass_yield(tsdn)) {
+				scan.refused = true;
+			}
+		} while (!scan_step(tsdn, &scan, SLICE_NS_MAX));
+	} while (scan.nmoved > 0 && ++round < FULL_PASS_ROUNDS);
+}
+
 void
 mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 	if (!arena_meshable(arena) || !arena_is_auto(arena)) {
 		return;
 	}
+	malloc_mutex_lock(tsdn, &mesh_mtx);
 	for (szind_t i = 0; i < SC_NBINS; i++) {
 		if (bin_infos[i].nregs == 1) {
 			continue;
 		}
 		for (unsigned j = 0; j < bin_infos[i].n_shards; j++) {
-			scan_t   scan;
-			unsigned round = 0;
-			do {
-				malloc_mutex_lock(tsdn, &mesh_mtx);
-				bool done = scan_begin(
-				    tsdn, &scan, arena, i, j);
-				if (done) {
-					scan.nmoved = 0;
-				}
-				while (!done) {
-					done = scan_step(
-					    tsdn, &scan, SLICE_NS_MAX);
-					/* Fork and others get their turn. */
-					malloc_mutex_unlock(tsdn, &mesh_mtx);
-					malloc_mutex_lock(tsdn, &mesh_mtx);
-				}
-				malloc_mutex_unlock(tsdn, &mesh_mtx);
-			} while (scan.nmoved > 0 && ++round < FULL_PASS_ROUNDS);
+			pass_bin(tsdn, arena, i, j);
 		}
 	}
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
+	mesh_view_start(tsdn);
+}
+
+void
+mesh_pass_forked(void) {
+	forked_ns = now_ns();
+}
+
+void
+mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena) {
+	if (!arena_meshable(arena) || !arena_is_auto(arena)
+	    || atomic_load_u64(&arena->mesh.nmeshes, ATOMIC_RELAXED) == 0) {
+		return;
+	}
+	bool done;
+	do {
+		malloc_mutex_lock(tsdn, &mesh_mtx);
+		done = tidy_run(tsdn, arena, SLICE_NS_MAX);
+		malloc_mutex_unlock(tsdn, &mesh_mtx);
+	} while (!done);
 }
 
 void
@@ -889,4 +1273,5 @@ mesh_pass_postfork_child(void) {
 	}
 	memset(&slice_scan, 0, sizeof(slice_scan));
 	atomic_store_b(&slice_asleep, false, ATOMIC_RELAXED);
+	mesh_pass_forked();
 }

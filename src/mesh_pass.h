@@ -20,6 +20,8 @@ bool mesh_pass_boot(void);
  */
 const char *mesh_pass_refused(void);
 
+/* Notes that the process has forked; the mesh lock is held. */
+void mesh_pass_forked(void);
 /* Forgets what the parent was about to do; the mesh lock is held. */
 void mesh_pass_postfork_child(void);
 

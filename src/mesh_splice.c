@@ -11,9 +11,14 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 
 #include <sys/mman.h>
+
+#ifndef MAP_FIXED_NOREPLACE
+#	define MAP_FIXED_NOREPLACE 0x100000 /* Linux 4.17 */
+#endif
 
 /* A range in the middle of a mapping makes three of it. */
 #define MAPS_PER_SPLICE 2
@@ -42,24 +47,62 @@ mesh_splice_copy(void *window, const void *slab, const uint64_t *live,
 	}
 }
 
+/* The next splice counts the mappings. */
+static void
+maps_distrust(void) {
+	atomic_store_zu(&maps_bound, maps_max, ATOMIC_RELAXED);
+	nstime_init_zero(&maps_counted_at);
+}
+
 bool
 mesh_splice(void *addr, size_t size, void *window) {
+	unsigned tries = 0;
 	/* An old size of zero duplicates a shared mapping (mremap(2)). */
-	if (mremap(window, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, addr)
+	while (mremap(window, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, addr)
 	    == MAP_FAILED) {
-		return true;
+		if (!mesh_range_try_again(addr, size, &tries)) {
+			if (get_errno() == ENOMEM) {
+				/* Mappings, as likely as not. */
+				maps_distrust();
+			}
+			return true;
+		}
 	}
 	atomic_fetch_add_zu(&maps_bound, MAPS_PER_SPLICE, ATOMIC_RELAXED);
 	return false;
 }
 
-bool
+mesh_unsplice_t
 mesh_unsplice(void *addr, size_t size) {
-	if (pages_remap_private(addr, size)) {
-		return true;
+	bool            locked = mesh_range_locked(addr, size);
+	mesh_unsplice_t result = mesh_unsplice_done;
+	if (locked) {
+		/* The kernel counts the old mapping and the new one. */
+		(void)munlock(addr, size);
 	}
-	mesh_ehooks_alloc(addr, size);
-	return false;
+	if (pages_remap_private(addr, size)) {
+		result = mesh_unsplice_refused;
+		/*
+		 * The old mapping may be gone.  Then try again, without touching
+		 * what somebody else may have put there meanwhile.
+		 */
+		if (mesh_range_hole(addr, size)) {
+			result = mmap(addr, size, PROT_READ | PROT_WRITE,
+			             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+			                 | MAP_FIXED_NOREPLACE,
+			             -1, 0)
+			        == addr
+			    ? mesh_unsplice_done
+			    : mesh_unsplice_lost;
+		}
+	}
+	if (result == mesh_unsplice_done) {
+		mesh_ehooks_alloc(addr, size);
+	}
+	if (locked && result != mesh_unsplice_lost) {
+		(void)mlock(addr, size);
+	}
+	return result;
 }
 
 bool
@@ -78,10 +121,13 @@ mesh_unsplice_copy(void *addr, size_t size) {
 	return false;
 }
 
-/* Counts the lines of /proc/self/maps.  Returns 0 if it cannot be read. */
+/*
+ * Counts the mappings.  Returns 0 and errno if they cannot be read.  /proc/self
+ * has none once the first thread has ended.
+ */
 static size_t
 maps_count(void) {
-	int fd = malloc_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	int fd = malloc_open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC);
 	if (fd == -1) {
 		return 0;
 	}
@@ -94,8 +140,10 @@ maps_count(void) {
 			lines += (buf[i] == '\n');
 		}
 	}
+	int err = get_errno();
 	malloc_close(fd);
-	return lines;
+	set_errno(err);
+	return n < 0 ? 0 : lines;
 }
 
 bool
@@ -107,18 +155,22 @@ mesh_splice_room(size_t n) {
 	/* The kernel has merged mappings since, or the program has gone. */
 	nstime_t now;
 	nstime_init_update(&now);
-	if (!nstime_equals_zero(&maps_counted_at)
-	    && nstime_ns_between(&maps_counted_at, &now)
-	        < MAPS_COUNT_INTERVAL_NS) {
-		return false;
+	if (nstime_equals_zero(&maps_counted_at)
+	    || nstime_ns_between(&maps_counted_at, &now)
+	        >= MAPS_COUNT_INTERVAL_NS) {
+		size_t count = maps_count();
+		if (count == 0) {
+			return false;
+		}
+		nstime_copy(&maps_counted_at, &now);
+		atomic_store_zu(&maps_bound, count, ATOMIC_RELAXED);
+		if (count + need <= maps_max) {
+			return true;
+		}
 	}
-	nstime_copy(&maps_counted_at, &now);
-	size_t count = maps_count();
-	if (count == 0) {
-		return false;
-	}
-	atomic_store_zu(&maps_bound, count, ATOMIC_RELAXED);
-	return count + need <= maps_max;
+	/* No system call of ours fails with it. */
+	set_errno(E2BIG);
+	return false;
 }
 
 void
@@ -140,8 +192,7 @@ mesh_splice_boot(void) {
 		/* Half is the program's own. */
 		maps_max = limit / 2;
 	}
-	/* Makes the first splice count. */
-	atomic_store_zu(&maps_bound, maps_max, ATOMIC_RELAXED);
+	maps_distrust();
 }
 
 size_t

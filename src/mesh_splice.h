@@ -12,15 +12,24 @@ void mesh_splice_copy(void *window, const void *slab, const uint64_t *live,
 
 /*
  * Maps the physical slab seen at window at addr too, in place of what is there,
- * atomically.  Returns true if the kernel refused; addr is as before then.
+ * atomically.  Returns true if the kernel refused, and errno says why; addr is as
+ * before then.
  */
 bool mesh_splice(void *addr, size_t size, void *window);
 
+typedef enum {
+	mesh_unsplice_done,
+	/* Try again later; until then the range is not to be used. */
+	mesh_unsplice_refused,
+	/* The range is not ours any more. */
+	mesh_unsplice_lost
+} mesh_unsplice_t;
+
 /*
  * Puts fresh private memory in place of a spliced range that holds no live
- * region.  Returns true if the kernel refused; the range is as before then.
+ * region.  It is locked into memory if the range was.
  */
-bool mesh_unsplice(void *addr, size_t size);
+mesh_unsplice_t mesh_unsplice(void *addr, size_t size);
 
 /*
  * Puts a private copy in place of a spliced range that does hold live regions;
@@ -29,8 +38,9 @@ bool mesh_unsplice(void *addr, size_t size);
 bool mesh_unsplice_copy(void *addr, size_t size);
 
 /*
- * Whether n more ranges may be spliced without exceeding the budget of mappings.
- * The mesh lock is held.
+ * Whether n more ranges may be spliced without exceeding the budget of mappings;
+ * if not, errno is E2BIG or says why they cannot be counted.  The mesh lock is
+ * held.
  */
 bool mesh_splice_room(size_t n);
 

@@ -7,9 +7,13 @@
  * have memory in it.
  *
  * The pass reaches the file through windows, shared mappings of one chunk of it
- * each, made on first use.  Splicing and punching go through mappings only; the
+ * each, made on first use and taken down when a scan is over: so a program that
+ * locks all its memory does not fill them, and one that has little address space
+ * does not lose it for long.  Splicing and punching go through mappings only; the
  * descriptor is needed to map windows and, at fork, private views, and is
  * checked before each such use.
+ *
+ * Whatever the kernel refuses is a refused mesh, and errno says why.
  *
  * Called by mesh_pass, mesh_group, mesh_fork and, for numbers, mesh.c.  Windows
  * and the descriptor change under the mesh lock only.
@@ -18,6 +22,7 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
+#include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_store.h"
 
 #include <fcntl.h>
@@ -41,6 +46,9 @@
 #define WINDOW_CHUNK (ZU(1) << WINDOW_LG_CHUNK)
 #define WINDOW_SIZE (WINDOW_CHUNK + MESH_STORE_SLAB_MAX)
 
+/* How many there may be when a batch begins. */
+#define WINDOWS_MAX 32
+
 /* Windows are found in a table of two levels. */
 #define WINDOW_LG_LEAF 9
 #define WINDOW_LEAF_ENTRIES (1U << WINDOW_LG_LEAF)
@@ -51,12 +59,8 @@ typedef struct window_s window_t;
 struct window_s {
 	/* The mapping, NULL if there is none yet. */
 	byte_t *base;
-	/* Next window that was used since the last trim. */
-	window_t *used_next;
 	/* Next window in store_windows. */
 	window_t *next;
-	/* Whether it is in the list of used ones. */
-	bool used;
 };
 
 static mesh_fd_t   store_fd = MESH_FD_INITIALIZER;
@@ -64,8 +68,7 @@ static atomic_zu_t store_generation;
 static window_t   *window_table[WINDOW_ROOT_ENTRIES];
 /* Every window with a mapping. */
 static window_t *store_windows;
-/* Windows used since the last trim. */
-static window_t *store_windows_used;
+static size_t    store_nwindows;
 
 bool
 mesh_store_fits(const void *addr, size_t size) {
@@ -81,11 +84,16 @@ store_open(void) {
 		 * there are go on to work; a second file would not do, since
 		 * fork could not tell which file a slab is in.
 		 */
+		set_errno(EBADF);
 		return !mesh_fd_valid(&store_fd);
 	}
-	/* Growing the file past RLIMIT_FSIZE would raise SIGXFSZ. */
+	/*
+	 * Growing the file past RLIMIT_FSIZE would raise SIGXFSZ.  Once it has its
+	 * size the limit does not matter any more.
+	 */
 	struct rlimit rl;
 	if (getrlimit(RLIMIT_FSIZE, &rl) != 0 || rl.rlim_cur < STORE_SIZE) {
+		set_errno(EFBIG);
 		return true;
 	}
 	int fd = (int)syscall(
@@ -94,7 +102,9 @@ store_open(void) {
 		return true;
 	}
 	if (ftruncate(fd, (off_t)STORE_SIZE) != 0) {
+		int err = get_errno();
 		malloc_close(fd);
+		set_errno(err);
 		return true;
 	}
 	return mesh_fd_set(&store_fd, fd);
@@ -108,6 +118,7 @@ window_get(tsdn_t *tsdn, uintptr_t chunk) {
 		*leaf = (window_t *)base_alloc(tsdn, b0get(),
 		    sizeof(window_t) << WINDOW_LG_LEAF, CACHELINE);
 		if (*leaf == NULL) {
+			set_errno(ENOMEM);
 			return NULL;
 		}
 	}
@@ -119,24 +130,51 @@ window_map(window_t *window, uintptr_t chunk) {
 	if (store_open()) {
 		return true;
 	}
-	void *base = mmap(NULL, WINDOW_SIZE, PROT_READ | PROT_WRITE,
+	/*
+	 * Without access at first: after mlockall(MCL_FUTURE) the kernel would
+	 * give all of it memory.
+	 */
+	void *base = mmap(NULL, WINDOW_SIZE, PROT_NONE,
 	    MAP_SHARED | MAP_NORESERVE, store_fd.fd,
 	    (off_t)(chunk << WINDOW_LG_CHUNK));
 	if (base == MAP_FAILED) {
 		return true;
 	}
-	/*
-	 * A child never writes to its parent's generation.  What is spliced from
-	 * the window is not inherited either, until fork makes it private.
-	 */
-	if (madvise(base, WINDOW_SIZE, MADV_DONTFORK) != 0) {
+	if (mesh_range_locked(base, WINDOW_SIZE)
+	    || mprotect(base, WINDOW_SIZE, PROT_READ | PROT_WRITE) != 0
+	    /* Another thread may have closed the descriptor meanwhile. */
+	    || !mesh_fd_valid(&store_fd)) {
+		int err = get_errno();
 		munmap(base, WINDOW_SIZE);
+		set_errno(err);
 		return true;
 	}
+	/*
+	 * Of a huge page no slab can be given back.  A kernel without huge pages
+	 * refuses.
+	 */
+	(void)madvise(base, WINDOW_SIZE, MADV_NOHUGEPAGE);
 	window->base = (byte_t *)base;
 	window->next = store_windows;
 	store_windows = window;
+	store_nwindows++;
 	return false;
+}
+
+/*
+ * Gives a physical slab all its memory.  Memory that is not to be had must be a
+ * refusal now, not SIGBUS later.  Returns true if it is not.
+ */
+static bool
+slab_populate(void *at, const void *addr, size_t size) {
+	if (madvise(at, size, MADV_POPULATE_WRITE) == 0) {
+		return false;
+	}
+	/* Older kernels; the file does not grow, so no SIGXFSZ. */
+	return get_errno() != EINVAL || !mesh_fd_valid(&store_fd)
+	    || syscall(SYS_fallocate, store_fd.fd, 0, (off_t)(uintptr_t)addr,
+	           (off_t)size)
+	    != 0;
 }
 
 void *
@@ -148,61 +186,65 @@ mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size) {
 	    || (window->base == NULL && window_map(window, chunk))) {
 		return NULL;
 	}
-	if (!window->used) {
-		window->used = true;
-		window->used_next = store_windows_used;
-		store_windows_used = window;
-	}
 	byte_t *at = window->base + ((uintptr_t)addr & (WINDOW_CHUNK - 1));
-	/* Memory that is not to be had must be a refusal now, not SIGBUS. */
-	if (madvise(at, size, MADV_POPULATE_WRITE) != 0
-	    && get_errno() != EINVAL) {
-		return NULL;
-	}
-	return at;
+	/* The program may have locked all its memory since it was mapped. */
+	return mesh_range_locked(at, size) || slab_populate(at, addr, size)
+	    ? NULL
+	    : at;
 }
 
 void
 mesh_store_punch(void *mapping, size_t size) {
-	(void)madvise(mapping, size, MADV_REMOVE);
+	if (madvise(mapping, size, MADV_REMOVE) != 0 && get_errno() == EINVAL
+	    && mesh_range_locked(mapping, size)
+	    && munlock(mapping, size) == 0) {
+		(void)madvise(mapping, size, MADV_REMOVE);
+	}
 }
 
 void
 mesh_store_windows_trim(void) {
-	for (window_t *window = store_windows_used; window != NULL;
-	     window = window->used_next) {
-		/* Of a shared mapping this drops the page tables only. */
-		(void)madvise(window->base, WINDOW_SIZE, MADV_DONTNEED);
-		window->used = false;
+	window_t **place = &store_windows;
+	while (*place != NULL) {
+		window_t *window = *place;
+		if (munmap(window->base, WINDOW_SIZE) != 0) {
+			place = &window->next;
+			continue;
+		}
+		*place = window->next;
+		memset(window, 0, sizeof(*window));
+		store_nwindows--;
 	}
-	store_windows_used = NULL;
-}
-
-bool
-mesh_store_view_private(void *addr, size_t size, const void *leader) {
-	return !mesh_fd_valid(&store_fd)
-	    || mmap(addr, size, PROT_READ | PROT_WRITE,
-	           MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, store_fd.fd,
-	           (off_t)(uintptr_t)leader)
-	    == MAP_FAILED;
 }
 
 void
-mesh_store_freeze(bool child) {
+mesh_store_windows_bound(void) {
+	struct rlimit rl;
+	bool          scarce = getrlimit(RLIMIT_AS, &rl) == 0
+	    && rl.rlim_cur != RLIM_INFINITY;
+	if (store_nwindows > (scarce ? 0 : WINDOWS_MAX)) {
+		mesh_store_windows_trim();
+	}
+}
+
+const mesh_fd_t *
+mesh_store_fd(void) {
+	return &store_fd;
+}
+
+void
+mesh_store_freeze(void) {
 	if (!mesh_store_is_open()) {
 		return;
 	}
 	window_t *next;
 	for (window_t *window = store_windows; window != NULL; window = next) {
 		next = window->next;
-		/* A child has not inherited them. */
-		if (!child) {
-			munmap(window->base, WINDOW_SIZE);
-		}
+		munmap(window->base, WINDOW_SIZE);
 		memset(window, 0, sizeof(*window));
 	}
 	store_windows = NULL;
-	store_windows_used = NULL;
+	store_nwindows = 0;
 	mesh_fd_drop(&store_fd);
 	atomic_fetch_add_zu(&store_generation, 1, ATOMIC_RELAXED);
 }

@@ -14,7 +14,8 @@ bool mesh_store_fits(const void *addr, size_t size);
 /*
  * The address at which the pass reads and writes the physical slab of the
  * leader at addr.  Opens the store and maps the window on first use.  The mesh
- * lock is held.  NULL if the kernel refuses; nothing has changed then.
+ * lock is held.  NULL if the kernel refuses; nothing has changed then, and
+ * errno says why.
  */
 void *mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size);
 
@@ -25,25 +26,23 @@ void *mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size);
  */
 void mesh_store_punch(void *mapping, size_t size);
 
-/*
- * Unmaps from the windows what slices have touched, so that the process is not
- * charged for window pages.  The mesh lock is held.
- */
+/* Takes the windows down until they are needed again.  The mesh lock is held. */
 void mesh_store_windows_trim(void);
+/* The same if they are many, or address space is short. */
+void mesh_store_windows_bound(void);
 
 /*
- * Replaces the shared mapping at addr by a private one of the same contents,
- * the physical slab of leader.  For fork: the mesh lock and all bin locks are
- * held.  Returns true if the kernel refused; the shared mapping stays then.
+ * The descriptor of the store, for fork to map private views; to be checked before
+ * use.  The mesh lock is held.
  */
-bool mesh_store_view_private(void *addr, size_t size, const void *leader);
+const mesh_fd_t *mesh_store_fd(void);
 
 /*
  * Ends the generation, if there is one: from here on nobody writes to it.  The
  * next window opens a new one.  Called after fork on both sides, the mesh lock
  * held.
  */
-void mesh_store_freeze(bool child);
+void mesh_store_freeze(void);
 
 /* Whether there is a store now. */
 bool mesh_store_is_open(void);

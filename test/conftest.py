@@ -15,7 +15,20 @@ LIBS = {
     "release": BUILD / "lib",
     "debug": BUILD / "debug" / "lib",
     "stock": BUILD / "stock" / "lib",
+    # Functions with the prefix je_, beside the C library's; and other options.
+    "prefix": BUILD / "prefix" / "lib",
 }
+PREFIX = ["-D_GNU_SOURCE=", "-DJEMALLOC_MANGLE", "-include",
+          BUILD / "prefix" / "include" / "jemalloc" / "jemalloc.h"]
+# The ways to get at jemalloc's functions.
+LINKS = {
+    "shared": ["-L", LIBS["release"], "-Wl,--no-as-needed", "-ljemalloc"],
+    "archive": [LIBS["release"] / "libjemalloc.a"],
+    "static": ["-static", LIBS["release"] / "libjemalloc.a"],
+    "prefix": [*PREFIX, "-L", LIBS["prefix"], "-ljemalloc"],
+    "dlopen": [*PREFIX, TEST / "dlopened.c"],
+}
+HELPERS = ("scenario", "objects", "measure", "util")
 
 
 def without_core_files():
@@ -65,7 +78,8 @@ class Program:
         before is a command that runs the program; one that hangs fails the test.
         """
         command = [*map(str, before), str(at or self.path), *map(str, args)]
-        env = dict(os.environ, LD_LIBRARY_PATH=str(libs[lib]), MALLOC_CONF=conf)
+        env = dict(os.environ, LD_LIBRARY_PATH=str(libs[lib]), MALLOC_CONF=conf,
+                   JE_MALLOC_CONF=conf)
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -82,21 +96,76 @@ class Program:
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
-    """A function that compiles one of the test programs, once."""
+def preload(tmp_path_factory):
+    """A function that compiles a library to preload, once.
+
+    It returns a command for Program.run(before=...), which may be followed by
+    assignments to variables of the environment.
+    """
     compiled = {}
 
     def compile_once(name):
         if name not in compiled:
-            path = tmp_path_factory.mktemp("programs") / name
-            sources = [TEST / f"{each}.c"
-                       for each in (name, "objects", "measure", "util")]
+            path = tmp_path_factory.mktemp("libraries") / f"{name}.so"
             subprocess.run(
-                ["gcc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread",
-                 "-I", BUILD / "include", *sources, "-o", path,
-                 "-L", LIBS["release"], "-Wl,--no-as-needed", "-ljemalloc", "-lm"],
-                check=True)
-            compiled[name] = Program(path)
+                ["gcc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
+                 TEST / f"{name}.c", TEST / "util.c", "-o", path, "-lm"], check=True)
+            compiled[name] = ["env", f"LD_PRELOAD={path}"]
         return compiled[name]
 
     return compile_once
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """A function that compiles one of the test programs, once."""
+    compiled = {}
+
+    def compile_once(name, link="shared"):
+        if (name, link) not in compiled:
+            path = tmp_path_factory.mktemp("programs") / name
+            sources = [TEST / f"{each}.c" for each in (name, *HELPERS)]
+            compiler = "gcc"
+            if not sources[0].exists():
+                sources, compiler = [TEST / f"{name}.cc"], "g++"
+            subprocess.run(
+                [compiler, "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread",
+                 *sources, "-o", path, *LINKS[link], "-I", BUILD / "include", "-lm"],
+                check=True)
+            compiled[name, link] = Program(path)
+        return compiled[name, link]
+
+    return compile_once
+
+
+class Cgroup:
+    """A memory cgroup: its directory, its usage file, a command that enters it."""
+
+    def __init__(self, path, usage):
+        self.path, self.usage = path, path / usage
+        self.enter = ["sh", "-c", f'echo $$ > "{path}/cgroup.procs" && exec "$@"',
+                      "sh"]
+
+
+@pytest.fixture
+def cgroup():
+    """A memory cgroup of the test's own."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory":
+            root, usage = "/sys/fs/cgroup/memory", "memory.usage_in_bytes"
+        elif controllers == "":
+            root, usage = "/sys/fs/cgroup", "memory.current"
+        else:
+            continue
+        group = Cgroup(Path(root + path) / f"mesh-test-{os.getpid()}", usage)
+        try:
+            group.path.mkdir()
+        except OSError:
+            continue
+        if group.usage.exists():
+            yield group
+            group.path.rmdir()
+            return
+        group.path.rmdir()
+    pytest.skip("no memory cgroup can be made here")

@@ -183,27 +183,6 @@ files_check(void) {
 	}
 }
 
-/*
- * Lets children inherit meshed slabs even if no handler has made them private:
- * the last protection that _Fork() does not pass over.
- */
-static void
-slabs_inherit(void) {
-	FILE *maps = fopen("/proc/self/maps", "re");
-	char  line[512];
-	if (maps == NULL) {
-		die("/proc/self/maps");
-	}
-	while (fgets(line, sizeof(line), maps) != NULL) {
-		unsigned long start, end;
-		if (strstr(line, "/memfd:jemalloc-mesh") != NULL
-		    && sscanf(line, "%lx-%lx", &start, &end) == 2) {
-			madvise((void *)start, end - start, MADV_DOFORK);
-		}
-	}
-	fclose(maps);
-}
-
 static void
 check(table_t *t) {
 	results->checked += t->n;
@@ -322,9 +301,6 @@ child_start(unsigned depth) {
 	}
 	if (with_wait) {
 		writers_hold();
-	}
-	if (raw) {
-		slabs_inherit();
 	}
 	pid_t pid = raw ? _Fork() : fork();
 	if (pid < 0) {

@@ -5,10 +5,13 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <jemalloc/jemalloc.h>
+
+static const char store[] = "/memfd:jemalloc-mesh";
 
 uint64_t
 ctl_number(const char *name) {
@@ -69,6 +72,11 @@ mesh_stat(const char *name) {
 	return ctl_number(full);
 }
 
+const char *
+mesh_off(void) {
+	return mesh_built() ? ctl_text("stats.mesh.off") : "";
+}
+
 void
 mesh_print(void) {
 	static const char *const numbers[] = {"npasses", "nmeshes", "nrefused",
@@ -83,8 +91,26 @@ mesh_print(void) {
 		printf("\"%s\": %llu, ", numbers[i],
 		    (unsigned long long)mesh_stat(numbers[i]));
 	}
-	printf("\"barrier\": \"%s\", \"off\": \"%s\"}",
-	    ctl_text("stats.mesh.barrier"), ctl_text("stats.mesh.off"));
+	printf(
+	    "\"barrier\": \"%s\", \"barrier_reason\": \"%s\","
+	    " \"off\": \"%s\"}",
+	    ctl_text("stats.mesh.barrier"),
+	    ctl_text("stats.mesh.barrier_reason"), mesh_off());
+}
+
+bool
+mesh_range(void *addr, size_t size) {
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	char  *first = (char *)((uintptr_t)addr & ~(page - 1));
+	for (char *at = first; at < (char *)addr + size; at += page) {
+		/* Only of a shared mapping mremap() makes a second one. */
+		void *twin = mremap(at, 0, page, MREMAP_MAYMOVE);
+		if (twin != MAP_FAILED) {
+			munmap(twin, page);
+			return true;
+		}
+	}
+	return false;
 }
 
 static FILE *
@@ -97,15 +123,22 @@ proc_open(const char *path) {
 }
 
 uint64_t
-rss_anon(void) {
+status_number(const char *name) {
 	FILE              *file = proc_open("/proc/self/status");
+	size_t             length = strlen(name);
 	char               line[256];
-	unsigned long long kib = 0;
+	unsigned long long n = 0;
 	while (fgets(line, sizeof(line), file) != NULL
-	    && sscanf(line, "RssAnon: %llu", &kib) != 1) {
+	    && (strncmp(line, name, length) != 0
+	        || sscanf(line + length, ": %llu", &n) != 1)) {
 	}
 	fclose(file);
-	return kib * 1024;
+	return n;
+}
+
+uint64_t
+rss_anon(void) {
+	return status_number("RssAnon") * 1024;
 }
 
 uint64_t
@@ -120,8 +153,19 @@ mappings(void) {
 }
 
 uint64_t
+store_mappings(void) {
+	FILE    *file = proc_open("/proc/self/maps");
+	char     line[512];
+	uint64_t n = 0;
+	while (fgets(line, sizeof(line), file) != NULL) {
+		n += strstr(line, store) != NULL;
+	}
+	fclose(file);
+	return n;
+}
+
+uint64_t
 store_blocks(void) {
-	static const char store[] = "/memfd:jemalloc-mesh";
 	uint64_t          blocks = 0;
 	DIR              *dir = opendir("/proc/self/fd");
 	if (dir == NULL) {
@@ -139,4 +183,19 @@ store_blocks(void) {
 	}
 	closedir(dir);
 	return blocks * 512;
+}
+
+uint64_t
+descriptors(void) {
+	DIR     *dir = opendir("/proc/self/fd");
+	uint64_t n = 0;
+	if (dir == NULL) {
+		die("/proc/self/fd");
+	}
+	while (readdir(dir) != NULL) {
+		n++;
+	}
+	closedir(dir);
+	/* Not ".", ".." and the one that was just read through. */
+	return n - 3;
 }

@@ -23,14 +23,26 @@ bool mesh_built(void);
 bool mesh_pass(void);
 /* A number of stats.mesh. */
 uint64_t mesh_stat(const char *name);
+/* Why meshing is off or came to nothing, "" if it did not or is unknown. */
+const char *mesh_off(void);
 /* Prints stats.mesh as a JSON object, null without it. */
 void mesh_print(void);
+/*
+ * Whether any page of a range is spliced; after a fork nothing is, until it is
+ * meshed again.
+ */
+bool mesh_range(void *addr, size_t size);
 
+/* A number of /proc/self/status, in the unit that it has there. */
+uint64_t status_number(const char *name);
 /* Bytes of private anonymous memory. */
 uint64_t rss_anon(void);
 /* Bytes of memory that the kernel keeps for jemalloc's memfds. */
 uint64_t store_blocks(void);
-/* Number of mappings. */
+/* Number of mappings, and of those among them of jemalloc's memfds. */
 uint64_t mappings(void);
+uint64_t store_mappings(void);
+/* Number of open file descriptors. */
+uint64_t descriptors(void);
 
 #endif /* MESH_TEST_MEASURE_H */

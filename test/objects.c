@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define STEP UINT64_C(0x9e3779b97f4a7c15)
 #define REPORTS_MAX 10
@@ -86,10 +87,10 @@ object_report(const object_t *o) {
 		}
 	}
 	fprintf(stderr,
-	    "bad object: id %#llx at %p, %u bytes, version %u: %zu words wrong"
-	    " from word %zu (%#llx)",
-	    (unsigned long long)o->id, (void *)o->p, o->size, o->version,
-	    nwrong, first, (unsigned long long)words[first]);
+	    "bad object: process %d, id %#llx at %p, %u bytes, version %u:"
+	    " %zu words wrong from word %zu (%#llx)",
+	    (int)getpid(), (unsigned long long)o->id, (void *)o->p, o->size,
+	    o->version, nwrong, first, (unsigned long long)words[first]);
 	if (nwrong == 1 && first == counter) {
 		uint64_t lost = object_word(o, key, counter, first)
 		    - words[first];
@@ -151,6 +152,20 @@ table_fill(table_t *t, size_t bytes, size_t size_min, size_t size_max) {
 			filled += table_add(t, malloc(size))->size;
 		}
 	}
+}
+
+size_t
+table_fill_some(table_t *t, size_t n, size_t size) {
+	size_t nrefused = 0;
+	for (size_t i = 0; i < n && t->n < t->max; i++) {
+		void *p = malloc(size);
+		if (p != NULL) {
+			table_add(t, p);
+		} else {
+			nrefused++;
+		}
+	}
+	return nrefused;
 }
 
 static bool

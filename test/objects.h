@@ -74,6 +74,8 @@ size_t table_bytes(const table_t *t);
  * random sizes, with equally many bytes of each.
  */
 void table_fill(table_t *t, size_t bytes, size_t size_min, size_t size_max);
+/* Allocates n objects of a size.  Returns how many malloc() had no memory for. */
+size_t table_fill_some(table_t *t, size_t n, size_t size);
 /* Which objects survive when a share of them shall. */
 typedef enum {
 	thin_random,

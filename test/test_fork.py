@@ -8,6 +8,7 @@ import pytest
 
 BACKGROUND = "abort_conf:true,mesh:true,mesh_period_ms:0"
 TICKS = BACKGROUND + ",background_thread:false"
+SIGNAL = BACKGROUND + ",mesh_barrier:signal"
 
 
 @pytest.mark.parametrize("lib, conf, args", [
@@ -18,7 +19,11 @@ TICKS = BACKGROUND + ",background_thread:false"
     ("release", BACKGROUND, ("-n", 12, "-c", 4, "-d", 1)),
     # Daemons close every descriptor: the store's and the barrier's, too.
     ("release", BACKGROUND, ("-x",)),
+    ("release", SIGNAL, ("-n", 2, "-d", 1)),
+    # Slabs are copied while all threads stand still.
+    ("release", SIGNAL, ("-n", 2, "-d", 1, "-x")),
     ("debug", BACKGROUND, ("-n", 1, "-b", 32)),
+    ("debug", SIGNAL, ("-n", 2, "-d", 1, "-b", 32)),
     ("debug", TICKS, ("-n", 4, "-c", 2, "-d", 1, "-b", 32, "-w")),
 ])
 def test_no_damage(program, lib, conf, args):
@@ -30,14 +35,41 @@ def test_no_damage(program, lib, conf, args):
     assert result["forks"] > 1 and result["checked"] > 100000, run
     assert result["followers"] > 1000, run
     assert result["child_meshes"] > 1000, run
-    assert result["mesh"]["generation"] > 0, run
+
+
+VIEWS = "abort_conf:true,mesh:true,mesh_period_ms:-1"
+
+
+@pytest.mark.parametrize("lib, conf, args, generation", [
+    # No child is left: the ranges go on as before the fork.
+    ("release", VIEWS, (), 0),
+    ("debug", VIEWS, (), 0),
+    # A pass does not wait for the child: the generation ends.
+    ("release", VIEWS, ("-s",), 3),
+    ("debug", VIEWS, ("-s",), 3),
+    # Nobody could make views later.
+    ("release", VIEWS + ",background_thread:false", (), 3),
+    ("release", VIEWS + ",mesh_barrier:signal", ("-s",), 3),
+])
+def test_views(program, lib, conf, args, generation):
+    """Children see the heap as of the fork, whoever writes, and leave nothing.
+
+    What is meshed is as much in the end as before, all in one store.
+    """
+    run = program("views").run(*args, lib=lib, conf=conf)
+    assert run.returncode == 0, run
+    result = run.json
+    assert (result["bad"], result["failed"]) == (0, 0), run
+    assert result["generations"] == 1, run
+    assert result["followers"] > 1000, run
+    assert result["mesh"]["followers"] > 0.95 * result["followers"], run
+    assert result["mesh"]["generation"] == generation, run
 
 
 def test_damage_without_handlers(program):
     """The negative control: where parent and child share slabs, damage is found.
 
-    _Fork() passes over the handlers that make meshed slabs private, and the
-    program undoes that a child without them does not inherit such slabs.
+    _Fork() passes over the handlers that make meshed slabs private.
     """
     run = program("forker").run("-R", "-n", 2, conf=TICKS)
     assert run.json and run.json["followers"] > 1000, run

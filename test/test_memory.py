@@ -5,9 +5,6 @@ anonymous memory and the blocks of the store's memfd; a memory cgroup is the
 witness that does not take our word for it.
 """
 
-import os
-from pathlib import Path
-
 import pytest
 
 MIB = 1 << 20
@@ -18,30 +15,6 @@ CONF = ("abort_conf:true,mesh:true,mesh_period_ms:-1,background_thread:false,"
 
 def physical(step):
     return step["rss_anon"] + step["store"]
-
-
-@pytest.fixture
-def cgroup():
-    """A memory cgroup of the test's own: its directory and its usage file."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "memory":
-            root, usage = "/sys/fs/cgroup/memory", "memory.usage_in_bytes"
-        elif controllers == "":
-            root, usage = "/sys/fs/cgroup", "memory.current"
-        else:
-            continue
-        group = Path(root + path) / f"mesh-test-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        if (group / usage).exists():
-            yield group, group / usage
-            group.rmdir()
-            return
-        group.rmdir()
-    pytest.skip("no memory cgroup can be made here")
 
 
 def steps_of(run):
@@ -107,10 +80,8 @@ def test_freeing_without_mappings(program, lib):
 
 def test_cgroup_agrees(program, cgroup):
     """The kernel's own count of the pages falls by as much."""
-    group, usage = cgroup
-    enter = ["sh", "-c", f'echo $$ > "{group}/cgroup.procs" && exec "$@"', "sh"]
     rounds = steps_of(program("release").run(
-        "-n", 2, "-u", usage, conf=CONF, before=enter))
+        "-n", 2, "-u", cgroup.usage, conf=CONF, before=cgroup.enter))
     for steps in rounds.values():
         before, after = steps["thinned"], steps["meshed"]
         assert before["cgroup"] - after["cgroup"] == pytest.approx(

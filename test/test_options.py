@@ -1,17 +1,25 @@
 """Options: wrong values, reasons why meshing is off, and what is reported."""
 
 import json
+import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from conftest import LIBS
+from conftest import LIBS, TEST
 
 ON = "mesh:true,mesh_period_ms:-1"
 CLEAR = ("--clear-groups", "--bounding-set=-all")
+MAY_TRACE = ("--clear-groups", "--inh-caps=-all,+sys_ptrace",
+             "--ambient-caps=-all,+sys_ptrace", "--bounding-set=-all,+sys_ptrace")
+# What allows userfaultfd, and is named where it is refused.
+CURES = ("CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd", "/dev/userfaultfd")
+# The number of the system call.
+USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 
 
 def probe(program, conf, *args, **kwargs):
@@ -41,6 +49,7 @@ def test_on(program):
     assert run.stderr == ""
     assert mesh["followers"] > 1000
     assert mesh["barrier"] == "userfaultfd" and mesh["off"] == ""
+    assert mesh["barrier_reason"] == ""
     assert descriptors(run.json, "memfd:jemalloc-mesh")
 
 
@@ -79,13 +88,12 @@ def test_wrong_value(program, option):
     assert run.json["bad"] == 0, run
 
 
-@pytest.mark.parametrize("barrier", ["signal", "none"])
-def test_barrier_refused(program, barrier):
-    """A barrier that is not to be had is refused, and none is used instead."""
-    run = probe(program, f"{ON},mesh_barrier:{barrier}")
+def test_barrier_refused(program):
+    """No barrier at all, which loses writes, is not to be had."""
+    run = probe(program, ON + ",mesh_barrier:none")
     assert len(sentences(run.stderr)) == 1, run
-    assert "mesh_barrier" in run.stderr and barrier in run.stderr, run
-    assert run.json["mesh"]["barrier"] != barrier, run
+    assert "mesh_barrier" in run.stderr and "none" in run.stderr, run
+    assert run.json["mesh"]["barrier"] == "userfaultfd", run
 
 
 def test_hpa(program):
@@ -135,34 +143,62 @@ def as_nobody(program):
     shutil.copy(program("probe").path, directory)
     shutil.copy(LIBS["release"] / "libjemalloc.so.2", directory)
 
-    def run(*setpriv, before=()):
+    def run(*setpriv, before=(), conf=ON):
         return probe(
-            program, ON, at=directory / "probe", libs={"release": directory},
+            program, conf, at=directory / "probe", libs={"release": directory},
             before=[*before, "setpriv", "--reuid=nobody", "--regid=nogroup", *setpriv])
 
     yield run
     shutil.rmtree(directory)
 
 
-def test_not_permitted(as_nobody):
-    """One sentence names what to permit; the program runs on unmeshed."""
+def skip_if_permitted_to_all():
     if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text() != "0\n":
         pytest.skip("vm.unprivileged_userfaultfd permits it to everyone here")
+
+
+def test_not_permitted(as_nobody):
+    """The program is meshed by the other barrier; statistics say why."""
+    skip_if_permitted_to_all()
     run = as_nobody(*CLEAR)
+    mesh = run.json["mesh"]
+    assert run.stderr == "" and run.json["bad"] == 0, run
+    assert mesh["barrier"] == "signal" and mesh["followers"] > 0, run
+    assert all(cure in mesh["barrier_reason"] for cure in CURES), run
+    assert not descriptors(run.json, "userfaultfd"), run
+
+
+def test_not_permitted_but_asked_for(as_nobody):
+    """One sentence names what to permit; the program runs on unmeshed."""
+    skip_if_permitted_to_all()
+    run = as_nobody(*CLEAR, conf=ON + ",mesh_barrier:userfaultfd")
     assert len(sentences(run.stderr)) == 1, run
-    for cure in ("CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd", "/dev/userfaultfd"):
-        assert cure in run.stderr, run
+    assert all(cure in run.stderr for cure in CURES), run
     assert unmeshed(run.json) and "userfaultfd" in run.json["mesh"]["off"], run
     assert not descriptors(run.json, "memfd"), run
     assert run.json["bad"] == 0, run
 
 
+@pytest.mark.parametrize("error, reason", [
+    ("EPERM", "may not use userfaultfd"), ("ENOSYS", "has no userfaultfd")])
+def test_refused_by_seccomp(as_nobody, error, reason):
+    """A container's filter takes away what a capability permits."""
+    number = USERFAULTFD.get(os.uname().machine)
+    if number is None:
+        pytest.skip("the number of the system call is not known here")
+    run = as_nobody(*MAY_TRACE,
+                    before=[sys.executable, TEST / "seccomp.py", number, error])
+    mesh = run.json["mesh"]
+    assert run.stderr == "" and run.json["bad"] == 0, run
+    assert mesh["barrier"] == "signal" and mesh["followers"] > 0, run
+    assert reason in mesh["barrier_reason"], run
+
+
 def test_permitted_by_capability(as_nobody):
     """CAP_SYS_PTRACE alone is enough, as the sentence says."""
-    run = as_nobody("--clear-groups", "--inh-caps=-all,+sys_ptrace",
-                    "--ambient-caps=-all,+sys_ptrace",
-                    "--bounding-set=-all,+sys_ptrace")
+    run = as_nobody(*MAY_TRACE)
     assert run.stderr == "" and run.json["mesh"]["followers"] > 1000, run
+    assert run.json["mesh"]["barrier"] == "userfaultfd", run
 
 
 def test_permitted_by_device(as_nobody):
@@ -174,3 +210,19 @@ def test_permitted_by_device(as_nobody):
               "mount --bind /mnt/userfaultfd /dev/userfaultfd; exec \"$@\"")
     run = as_nobody(*CLEAR, before=["unshare", "--mount", "sh", "-c", device, "sh"])
     assert run.stderr == "" and run.json["mesh"]["followers"] > 1000, run
+    assert run.json["mesh"]["barrier"] == "userfaultfd", run
+
+
+@pytest.mark.parametrize("barrier", ["signal", "auto"])
+def test_no_proc(program, barrier):
+    """Threads cannot be found without /proc; only who asks for that is told."""
+    hide = "set -e; mount -t tmpfs tmpfs /proc; exec \"$@\""
+    preload = f"LD_PRELOAD={LIBS['release'] / 'libjemalloc.so.2'}"
+    run = program("probe").run(
+        conf=f"{ON},mesh_barrier:{barrier}", at="/bin/true",
+        before=["unshare", "--mount", "sh", "-c", hide, "sh", "env", preload])
+    assert run.returncode == 0, run
+    if barrier == "signal":
+        assert len(sentences(run.stderr)) == 1 and "/proc" in run.stderr, run
+    else:
+        assert run.stderr == "", run

@@ -11,6 +11,8 @@ import pytest
 SECONDS = int(os.environ.get("MESH_TORTURE_SECONDS", "20"))
 BACKGROUND = "abort_conf:true,mesh:true,mesh_period_ms:0"
 TICKS = BACKGROUND + ",background_thread:false"
+SIGNAL = BACKGROUND + ",mesh_barrier:signal"
+SIGNAL_TICKS = TICKS + ",mesh_barrier:signal"
 # Kernel writes, signals, mutexes; and passes by arena.4096.mesh, too.
 ALL = "-ykl"
 PASSES = "-yklp"
@@ -24,6 +26,9 @@ PASSES = "-yklp"
     ("debug", 4, BACKGROUND, PASSES),
     ("debug", 4, TICKS, ALL),
     ("debug", 1, TICKS, ALL),
+    ("release", 4, SIGNAL, ALL),
+    ("release", 4, SIGNAL_TICKS, PASSES),
+    ("debug", 4, SIGNAL, PASSES),
 ])
 def test_no_damage(program, lib, threads, conf, flags):
     """Objects, system calls and mutexes come through thousands of meshes."""

@@ -1,0 +1,277 @@
+#!/usr/bin/python3
+"""BGSAVE of a fragmented redis-server under load, on stock jemalloc and on
+jemalloc with meshing: how long clients wait, what fork and memory cost, and
+whether the file holds what the server held.
+
+The server is filled with values of 240 bytes, loses six of seven at random, and is
+filled up again with values of 492 bytes, which leaves the slabs of the first ones
+mostly empty.  When meshing has come to rest, a client reads, replaces and
+overwrites values, always with the same bytes, so that DEBUG DIGEST stays what it
+is while memory changes, and the server is told to BGSAVE.
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import common
+from common import MB, resp
+
+# (values per MB of data, size, share that stays)
+PHASES = ((2900, 240, 0.15), (1450, 492, 1))
+PIPELINE = 500
+LOADED = 100_000  # keys that the load is about
+COMMANDS = 16  # in one pipeline of the load
+LOAD_S = 3  # before, and after the BGSAVE
+REST_S = 2  # meshing is at rest when it has done nothing for so long
+MESH_TIMEOUT_S = 180
+SAVE_TIMEOUT_S = 600
+GOAL = 1.5
+
+ROWS = (  # key, label, format
+    ("stall_ms", "longest wait during BGSAVE (ms)", "{:.1f}"),
+    ("stall_before_ms", "  before it (ms)", "{:.1f}"),
+    ("wait_999_us", "99.9 % of waits during BGSAVE (us)", "{:,.0f}"),
+    ("wait_median_us", "half of them (us)", "{:,.0f}"),
+    ("rate", "commands/s during BGSAVE", "{:,.0f}"),
+    ("rate_before", "  before it", "{:,.0f}"),
+    ("fork_ms", "fork (ms)", "{:.1f}"),
+    ("save_s", "time of the BGSAVE (s)", "{:.1f}"),
+    ("memory_before", "physical memory before (MB)", "{:.1f}"),
+    ("memory_after", "physical memory after (MB)", "{:.1f}"),
+    ("cgroup_before", "memory cgroup before (MB)", "{:.1f}"),
+    ("cgroup_peak", "  parent and child, peak (MB)", "{:.1f}"),
+    ("cgroup_growth", "  growth for the child (MB)", "{:.1f}"),
+    ("used_memory_mb", "used_memory of Redis (MB)", "{:.1f}"),
+    ("keys", "keys", "{:,.0f}"),
+    ("mappings", "mappings before", "{:,.0f}"),
+    ("mesh_followers", "mesh: followers before", "{:,.0f}"),
+    ("mesh_saved_mb", "mesh: saved before (MB)", "{:.1f}"),
+)
+
+
+def key(phase, number):
+    return b"key:%d:%09d" % (phase, number)
+
+
+def value(phase, number):
+    return hashlib.shake_128(key(phase, number)).digest(PHASES[phase][1])
+
+
+def fill(server, megabytes):
+    """Fills and fragments the server; returns the keys that are in it."""
+    rng = random.Random(1)
+    present = []
+    for phase, (per_mb, _, stay) in enumerate(PHASES):
+        count = per_mb * megabytes
+        for start in range(0, count, PIPELINE):
+            numbers = range(start, min(start + PIPELINE, count))
+            common.exchange(
+                server.socket,
+                b"".join(resp(b"SET", key(phase, n), value(phase, n))
+                         for n in numbers), b"+OK\r\n" * len(numbers))
+        kept = set(rng.sample(range(count), round(count * stay)))
+        gone = [n for n in range(count) if n not in kept]
+        for start in range(0, len(gone), PIPELINE):
+            numbers = gone[start:start + PIPELINE]
+            common.exchange(
+                server.socket,
+                b"".join(resp(b"DEL", key(phase, n)) for n in numbers),
+                b":1\r\n" * len(numbers))
+        present += ((phase, n) for n in kept)
+    return present
+
+
+def exchanges(keys):
+    """Pipelines of the load: a third each of GET, SET (of new memory) and
+    SETRANGE (in place)."""
+    rng = random.Random(2)
+    made = []
+    chosen = rng.sample(keys, min(LOADED, len(keys)))
+    for start in range(0, len(chosen), COMMANDS):
+        request, reply = [], []
+        for phase, n in chosen[start:start + COMMANDS]:
+            name, text = key(phase, n), value(phase, n)
+            which = rng.randrange(3)
+            if which == 0:
+                request.append(resp(b"GET", name))
+                reply.append(b"$%d\r\n%b\r\n" % (len(text), text))
+            elif which == 1:
+                request.append(resp(b"SET", name, text))
+                reply.append(b"+OK\r\n")
+            else:
+                request.append(resp(b"SETRANGE", name, b"0", text))
+                reply.append(b":%d\r\n" % len(text))
+        made.append((b"".join(request), b"".join(reply)))
+    return made
+
+
+def load(address, made, stop, result):
+    """The client, a process of its own: sends (time.monotonic(), ns waited) of
+    each pipeline to result, once told to stop."""
+    with common.connect(address) as connection:
+        waits = []
+        while not stop.is_set():
+            for pipeline in made:
+                begin = time.monotonic()
+                waits.append((begin, common.exchange(connection, *pipeline)))
+                if stop.is_set():
+                    break
+        result.send(waits)
+
+
+def await_meshed(server):
+    """Waits until meshing comes to rest."""
+    seen, since = None, time.monotonic()
+    deadline = since + MESH_TIMEOUT_S
+    while time.monotonic() < deadline:
+        stats = server.mesh_stats()
+        now = stats.get("nmeshes")
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > REST_S:
+            break
+        time.sleep(0.2)
+
+
+def save(server, cgroup):
+    """BGSAVE; returns its begin, its end and the peak of the cgroup."""
+    peak = 0
+    begin = time.monotonic()
+    server.command("BGSAVE")
+    while time.monotonic() - begin < SAVE_TIMEOUT_S:
+        peak = max(peak, cgroup.figures().get("cgroup_pages", 0))
+        if server.info("rdb_bgsave_in_progress") == "0":
+            break
+        time.sleep(0.02)
+    end = time.monotonic()
+    if server.info("rdb_last_bgsave_status") != "ok":
+        common.fail(f"BGSAVE failed; the server's log is {server.log}.")
+    return begin, end, peak
+
+
+def measure(args, server, cgroup):
+    print(" filling ..", end="", flush=True)
+    keys = fill(server, args.mb)
+    made = exchanges(keys)
+    print(" meshing ..", end="", flush=True)
+    await_meshed(server)
+    digest = server.command("DEBUG", "DIGEST")
+    figures = {"keys": server.command("DBSIZE"),
+               "used_memory_mb": int(server.info("used_memory")) / MB,
+               "mappings": common.mappings(server.pid)}
+    stats = server.mesh_stats()
+    figures |= {f"mesh_{name}": stat for name, stat in stats.items()}
+    if stats:
+        figures["mesh_saved_mb"] = stats["saved"] / MB
+
+    print(" saving ..", end="", flush=True)
+    context = multiprocessing.get_context("fork")
+    stop, (receiver, sender) = context.Event(), context.Pipe(False)
+    client = context.Process(target=load, daemon=True,
+                             args=(server.address, made, stop, sender))
+    client.start()
+    sender.close()
+    time.sleep(LOAD_S)
+    before = cgroup.figures().get("cgroup_pages")
+    figures["memory_before"] = sum(common.physical(server.pid)) / MB
+    begin, end, peak = save(server, cgroup)
+    figures["memory_after"] = sum(common.physical(server.pid)) / MB
+    time.sleep(LOAD_S)
+    stop.set()
+    waits = receiver.recv()
+    client.join()
+
+    during = [ns for at, ns in waits if begin <= at + ns / 1e9 and at <= end]
+    calm = [ns for at, ns in waits if at + ns / 1e9 < begin]
+    figures |= {"stall_ms": max(during) / 1e6,
+                "stall_before_ms": max(calm) / 1e6,
+                "wait_999_us": statistics.quantiles(during, n=1000)[-1] / 1e3,
+                "wait_median_us": statistics.median(during) / 1e3,
+                "rate": len(during) * COMMANDS / (end - begin),
+                "rate_before": len(calm) * COMMANDS / LOAD_S,
+                "fork_ms": int(server.info("latest_fork_usec")) / 1e3,
+                "save_s": end - begin}
+    if before:
+        figures |= {"cgroup_before": before, "cgroup_peak": peak,
+                    "cgroup_growth": peak - before}
+    if server.command("DEBUG", "DIGEST") != digest:
+        common.fail("the load changed what is in the server, as it must not.")
+    print(f" {figures['stall_ms']:.1f} ms", flush=True)
+    return figures, digest
+
+
+def run(args, libdir, conf, directory):
+    """One experiment; returns its figures."""
+    def start(cgroup=None):
+        return common.Redis(args.redis, libdir, directory,
+                            "--enable-debug-command", "local", conf=conf,
+                            cgroup=cgroup)
+
+    dump = Path(directory) / "dump.rdb"
+    dump.unlink(missing_ok=True)
+    cgroup = common.Cgroup()
+    try:
+        server = start(cgroup)
+        try:
+            figures, digest = measure(args, server, cgroup)
+        finally:
+            server.stop()
+    finally:
+        cgroup.remove()
+    server = start()
+    try:
+        while server.info("loading") != "0":
+            time.sleep(0.1)
+        if server.command("DEBUG", "DIGEST") != digest:
+            common.fail(f"{dump} does not hold what the server held.")
+    finally:
+        server.stop()
+    return figures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3,
+                        help="runs of each library (default %(default)s)")
+    parser.add_argument("--mb", type=int, default=1024,
+                        help="memory that Redis uses (default %(default)s)")
+    parser.add_argument("--redis", help="the redis-server to run")
+    parser.add_argument("--stock-lib", default=common.BUILD / "stock/lib",
+                        help="directory of the stock libjemalloc.so.2")
+    parser.add_argument("--mesh-lib", default=common.BUILD / "lib",
+                        help="directory of the libjemalloc.so.2 that meshes")
+    parser.add_argument("--mesh-conf", default="mesh:true",
+                        help="MALLOC_CONF of the latter (default %(default)s)")
+    args = parser.parse_args()
+    args.redis = args.redis or common.redis_server()
+    variants = {"stock": (args.stock_lib, ""),
+                "mesh": (args.mesh_lib, args.mesh_conf)}
+    for libdir, _ in variants.values():
+        common.library(libdir)
+
+    figures = {name: [] for name in variants}
+    with tempfile.TemporaryDirectory() as directory:
+        for i in range(args.runs):
+            for name in list(variants)[::-1 if i % 2 else 1]:
+                print(f"run {i + 1} of {args.runs}, {name}:", end="",
+                      flush=True)
+                figures[name].append(run(args, *variants[name], directory))
+    middle, ratios = common.compare(figures, ROWS)
+    print(f"Each dump loaded back with the digest of the server that saved "
+          f"it.\nlongest wait, mesh / stock: {ratios['stall_ms']:.2f} "
+          f"(wanted: at most {GOAL})")
+    out = common.BUILD / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    common.save(out / "bgsave.json", {"medians": middle, "ratios": ratios,
+                                        "runs": figures})
+    print(f"all figures: {out}/bgsave.json")
+
+
+if __name__ == "__main__":
+    main()

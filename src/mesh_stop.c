@@ -1,0 +1,611 @@
+/*
+ * Stop the world: every other thread of the process is made to wait in the
+ * handler of a signal, so that nobody writes to a slab while it is copied.
+ *
+ * A thread that handles a signal has left its system call, so no read(2) into
+ * the heap is under way either.  What a stop does not cover is the kernel writing
+ * on its own: completions of io_uring, pinned buffers, processes that share the
+ * memory (clone(2) with CLONE_VM).  A thread in vfork(2) or posix_spawn(3), whose
+ * child shares the memory, handles no signal meanwhile, and neither does one
+ * within a long read from a disk: then there is no stop.
+ *
+ * Stop:
+ *     1. wait until all have left the handler of the stop before
+ *     2. look whether each thread may be sent the signal; if one may not, give up
+ *        before anybody was disturbed
+ *     3. the epoch becomes odd; send the signal to each thread of /proc/self/task
+ *        until all of them are parked
+ *     4. a look at the whole directory finds every thread parked.  Only threads
+ *        that run can make new ones or end, so none is missing from it
+ * Resume: the epoch becomes even, which all threads wait for.
+ *
+ * The signal has to be one whose default is that nothing happens.  A signal that
+ * is pending for a thread survives execve(2), which sets its handler back to the
+ * default: a real-time signal would kill the new program.  It would kill the
+ * process, too, if the program set all signals back to their default just before
+ * it is sent.  SIGURG and SIGWINCH remain; the first that the program leaves
+ * alone is taken, and if it takes that later, the other.  Whoever else sends it
+ * just wakes a handler that returns at once.
+ *
+ * The handler runs in any thread at any point, so it uses static memory and
+ * system calls only.  As after any signal that a program handles, a few system
+ * calls return EINTR even with SA_RESTART: poll, epoll_wait, nanosleep and others
+ * named in signal(7).
+ *
+ * Called by mesh_barrier under the mesh lock, which guards all that the handler
+ * does not use.  Takes no lock.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_stop.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#define TASKS "/proc/self/task"
+
+/* Threads that can be stopped; with more, nothing is meshed. */
+#define STOP_LG_THREADS 11
+#define STOP_THREADS_MAX (1U << STOP_LG_THREADS)
+#define INDEX_LG_SIZE (STOP_LG_THREADS + 1)
+#define INDEX_SIZE (1U << INDEX_LG_SIZE)
+
+/*
+ * How long the others may have to stand still because of one that does not
+ * answer: it only waits for a processor, or for something else.
+ */
+#define STOP_BUSY_NS UINT64_C(100000000)
+#define STOP_STUCK_NS UINT64_C(5000000)
+/* Time until the next look at who does not answer: doubles each time. */
+#define STOP_POLL_NS_MIN UINT64_C(200000)
+#define STOP_POLL_NS_MAX UINT64_C(4000000)
+/* What was found out about a thread holds for so long. */
+#define STOP_CHECK_NS UINT64_C(10000000)
+
+typedef struct stop_thread_s stop_thread_t;
+struct stop_thread_s {
+	atomic_u32_t tid;
+	/* The epoch that it is parked in, and where its stack is. */
+	atomic_u32_t parked;
+	atomic_zu_t  sp;
+	/* The epoch that it was last signalled in. */
+	uint32_t signalled;
+	/* When it was last looked at, and what it did then. */
+	uint64_t checked_ns;
+	bool     ended;
+	bool     running;
+};
+
+static const int stop_candidates[] = {SIGURG, SIGWINCH};
+/* The one that is ours, 0 if none is. */
+static int stop_signum;
+/* Of which process all this is; a child starts afresh. */
+static pid_t stop_pid;
+
+/* Odd while the world is stopped or being stopped. */
+static atomic_u32_t stop_epoch;
+/* Threads in the handler. */
+static atomic_u32_t stop_inside;
+/* Whether the mesher waits for the last of them to leave. */
+static atomic_b_t stop_awaits_inside;
+/* Threads parked in this epoch, and how many the mesher waits for. */
+static atomic_u32_t stop_nparked;
+static atomic_u32_t stop_nwanted;
+
+static stop_thread_t stop_threads[STOP_THREADS_MAX];
+static unsigned      stop_nthreads;
+/* Finds a thread by its tid: its place in stop_threads plus one. */
+static atomic_u32_t stop_index[INDEX_SIZE];
+
+static const char stop_no_answer[] =
+    "a thread does not answer the signal that stops it";
+static const char stop_no_memory[] =
+    "the process has more threads than can be stopped";
+static const char stop_no_tasks[] = TASKS " cannot be read";
+static const char stop_no_signal[] =
+    "the program uses all signals that could stop its threads, SIGURG and "
+    "SIGWINCH";
+static const char stop_blocked[] =
+    "a thread blocks the signal that stops it, SIGURG or SIGWINCH";
+
+/******************************************************************************/
+/* The stopped side. */
+
+/* Returns at once if the word has another value, or in case of any signal. */
+static void
+futex_wait(atomic_u32_t *word, uint32_t value, uint64_t timeout_ns) {
+	struct timespec timeout = {.tv_sec = 0, .tv_nsec = (long)timeout_ns};
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value,
+	    timeout_ns == 0 ? NULL : &timeout, NULL, 0);
+}
+
+static void
+futex_wake(atomic_u32_t *word, int n) {
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
+}
+
+static unsigned
+index_first(uint32_t tid) {
+	return (tid * UINT32_C(0x9e3779b1)) >> (32 - INDEX_LG_SIZE);
+}
+
+/* Returns NULL for a thread that nobody waits for. */
+static stop_thread_t *
+thread_find(uint32_t tid) {
+	for (unsigned i = index_first(tid);; i = (i + 1) % INDEX_SIZE) {
+		uint32_t place = atomic_load_u32(
+		    &stop_index[i], ATOMIC_ACQUIRE);
+		if (place == 0) {
+			return NULL;
+		}
+		stop_thread_t *thread = &stop_threads[place - 1];
+		if (atomic_load_u32(&thread->tid, ATOMIC_RELAXED) == tid) {
+			return thread;
+		}
+	}
+}
+
+/* All signals, those that libc reserves included, which sigfillset() spares. */
+static void
+signals_block(uint64_t *old) {
+	uint64_t all = ~UINT64_C(0);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, old, sizeof(all));
+}
+
+static void
+handler_park(uint32_t epoch) {
+	stop_thread_t *self = thread_find((uint32_t)syscall(SYS_gettid));
+	if (self == NULL) {
+		return;
+	}
+	/* Returning from the handler sets back what the thread had blocked. */
+	uint64_t old;
+	signals_block(&old);
+	atomic_store_zu(&self->sp, (size_t)(uintptr_t)&old, ATOMIC_RELAXED);
+	atomic_store_u32(&self->parked, epoch, ATOMIC_RELEASE);
+	if (atomic_fetch_add_u32(&stop_nparked, 1, ATOMIC_SEQ_CST) + 1
+	    == atomic_load_u32(&stop_nwanted, ATOMIC_SEQ_CST)) {
+		futex_wake(&stop_nparked, 1);
+	}
+	while (atomic_load_u32(&stop_epoch, ATOMIC_ACQUIRE) == epoch) {
+		futex_wait(&stop_epoch, epoch, 0);
+	}
+}
+
+static void
+handler(int signum) {
+	(void)signum;
+	int saved_errno = get_errno();
+	atomic_fetch_add_u32(&stop_inside, 1, ATOMIC_SEQ_CST);
+	/* Nobody changes the table while this is odd and somebody inside. */
+	uint32_t epoch = atomic_load_u32(&stop_epoch, ATOMIC_SEQ_CST);
+	if (epoch % 2 != 0) {
+		handler_park(epoch);
+	}
+	if (atomic_fetch_sub_u32(&stop_inside, 1, ATOMIC_SEQ_CST) == 1
+	    && atomic_load_b(&stop_awaits_inside, ATOMIC_SEQ_CST)) {
+		futex_wake(&stop_inside, 1);
+	}
+	set_errno(saved_errno);
+}
+
+/******************************************************************************/
+/* The signal. */
+
+static bool
+signal_is_ours(int signum) {
+	struct sigaction action;
+	return sigaction(signum, NULL, &action) == 0
+	    && action.sa_handler == handler;
+}
+
+/* Takes a signal unless the program does anything with it. */
+static bool
+signal_take(int signum) {
+	struct sigaction old,
+	    ours = {.sa_handler = handler, .sa_flags = SA_RESTART | SA_ONSTACK};
+	sigfillset(&ours.sa_mask);
+	if (sigaction(signum, NULL, &old) != 0 || old.sa_handler != SIG_DFL
+	    || sigaction(signum, &ours, &old) != 0) {
+		return false;
+	}
+	if (old.sa_handler != SIG_DFL && old.sa_handler != handler) {
+		/* It came between. */
+		sigaction(signum, &old, NULL);
+		return false;
+	}
+	return true;
+}
+
+/* Returns true if there is no signal for us. */
+static bool
+signal_choose(void) {
+	if (stop_signum != 0 && signal_is_ours(stop_signum)) {
+		return false;
+	}
+	stop_signum = 0;
+	for (size_t i = 0;
+	     i < sizeof(stop_candidates) / sizeof(stop_candidates[0]); i++) {
+		if (signal_is_ours(stop_candidates[i])
+		    || signal_take(stop_candidates[i])) {
+			stop_signum = stop_candidates[i];
+			return false;
+		}
+	}
+	return true;
+}
+
+/******************************************************************************/
+/* The threads. */
+
+/* All that is known of them; nobody may be in the handler. */
+static void
+threads_forget(void) {
+	stop_nthreads = 0;
+	memset(stop_index, 0, sizeof(stop_index));
+}
+
+/* Returns NULL if there are too many. */
+static stop_thread_t *
+thread_get(uint32_t tid) {
+	stop_thread_t *thread = thread_find(tid);
+	if (thread != NULL || stop_nthreads == STOP_THREADS_MAX) {
+		return thread;
+	}
+	thread = &stop_threads[stop_nthreads++];
+	memset(thread, 0, sizeof(*thread));
+	atomic_store_u32(&thread->tid, tid, ATOMIC_RELAXED);
+	unsigned i = index_first(tid);
+	while (atomic_load_u32(&stop_index[i], ATOMIC_RELAXED) != 0) {
+		i = (i + 1) % INDEX_SIZE;
+	}
+	atomic_store_u32(&stop_index[i], stop_nthreads, ATOMIC_RELEASE);
+	return thread;
+}
+
+/* The directory of threads, read anew from its beginning. */
+typedef struct tasks_s tasks_t;
+struct tasks_s {
+	int    fd;
+	long   size;
+	size_t pos;
+};
+
+/* One at a time, under the mesh lock; stacks may be small. */
+static union {
+	struct dirent64 first;
+	char            bytes[4096];
+} tasks_buf;
+static char task_text[1024];
+
+static void
+tasks_rewind(tasks_t *tasks) {
+	lseek(tasks->fd, 0, SEEK_SET);
+	tasks->size = 0;
+	tasks->pos = 0;
+}
+
+/* The next thread but this one; 0 if there is none, with size < 0 on error. */
+static uint32_t
+tasks_next(tasks_t *tasks, uint32_t self) {
+	while (true) {
+		if (tasks->pos >= (size_t)tasks->size) {
+			tasks->size = syscall(SYS_getdents64, tasks->fd,
+			    tasks_buf.bytes, sizeof(tasks_buf.bytes));
+			tasks->pos = 0;
+			if (tasks->size <= 0) {
+				return 0;
+			}
+		}
+		const struct dirent64 *entry =
+		    (const struct dirent64 *)&tasks_buf.bytes[tasks->pos];
+		tasks->pos += entry->d_reclen;
+		if (entry->d_name[0] == '.') {
+			continue;
+		}
+		uint32_t tid = (uint32_t)malloc_strtoumax(
+		    entry->d_name, NULL, 10);
+		if (tid != self) {
+			return tid;
+		}
+	}
+}
+
+/* A file about a thread, or NULL if it cannot be read. */
+static const char *
+task_read(const tasks_t *tasks, uint32_t tid, const char *name) {
+	char path[32];
+	malloc_snprintf(path, sizeof(path), "%u/%s", tid, name);
+	int fd = (int)syscall(
+	    SYS_openat, tasks->fd, path, O_RDONLY | O_CLOEXEC);
+	if (fd == -1) {
+		return NULL;
+	}
+	ssize_t n = malloc_read_fd(fd, task_text, sizeof(task_text) - 1);
+	malloc_close(fd);
+	if (n <= 0) {
+		return NULL;
+	}
+	task_text[n] = '\0';
+	return task_text;
+}
+
+static bool
+signal_in(uint64_t set) {
+	return (set >> (stop_signum - 1)) % 2 != 0;
+}
+
+/*
+ * Whether a thread waits in sigwait(3) for our signal among others: it would
+ * take it for the program's.
+ */
+static bool
+thread_awaits(const tasks_t *tasks, uint32_t tid) {
+	const char *text = task_read(tasks, tid, "syscall");
+	char       *end;
+	uint64_t    set;
+	if (text == NULL
+	    || malloc_strtoumax(text, &end, 10) != SYS_rt_sigtimedwait) {
+		return false;
+	}
+	struct iovec from = {
+	    (void *)(uintptr_t)malloc_strtoumax(end, NULL, 16), sizeof(set)};
+	struct iovec to = {&set, sizeof(set)};
+	return process_vm_readv(stop_pid, &to, 1, &from, 1, 0)
+	    == (ssize_t)sizeof(set)
+	    && signal_in(set);
+}
+
+/* Returns the reason why the thread must not be sent the signal, or NULL. */
+static const char *
+thread_check(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
+	uint32_t tid = atomic_load_u32(&thread->tid, ATOMIC_RELAXED);
+	thread->checked_ns = now;
+	thread->ended = false;
+	thread->running = true;
+	/* See proc(5): "tid (name) state" and so on, "blocked" is the 32nd. */
+	const char *text = task_read(tasks, tid, "stat");
+	text = text != NULL ? strrchr(text, ')') : NULL;
+	if (text == NULL || text[1] != ' ') {
+		return NULL;
+	}
+	char state = text[2];
+	for (unsigned i = 2; i < 32 && text != NULL; i++) {
+		text = strchr(text + 1, ' ');
+	}
+	if (text == NULL) {
+		return NULL;
+	}
+	/* A first thread that has ended stays there until the process ends. */
+	thread->ended = (state == 'Z' || state == 'X');
+	thread->running = (state == 'R');
+	if (!thread->ended
+	    && (signal_in(malloc_strtoumax(text, NULL, 10))
+	        || (state == 'S' && thread_awaits(tasks, tid)))) {
+		return stop_blocked;
+	}
+	return NULL;
+}
+
+static bool
+thread_check_due(const stop_thread_t *thread, uint64_t now) {
+	return thread->ended || now - thread->checked_ns >= STOP_CHECK_NS;
+}
+
+/******************************************************************************/
+/* The stopping side. */
+
+/* Looks at each thread that was not looked at lately, and disturbs none. */
+static const char *
+world_check(tasks_t *tasks, uint32_t self) {
+	uint64_t now = now_ns();
+	tasks_rewind(tasks);
+	for (uint32_t tid; (tid = tasks_next(tasks, self)) != 0;) {
+		stop_thread_t *thread = thread_get(tid);
+		if (thread == NULL) {
+			return stop_no_memory;
+		}
+		if (thread_check_due(thread, now)) {
+			const char *why = thread_check(tasks, thread, now);
+			if (why != NULL) {
+				return why;
+			}
+		}
+	}
+	return tasks->size < 0 ? stop_no_tasks : NULL;
+}
+
+/*
+ * Signals all threads that were not.  nmissing says how many are not parked, and
+ * stuck whether one of them waits for something else than a processor.
+ */
+static const char *
+world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, unsigned *nmissing,
+    bool *stuck) {
+	uint64_t now = now_ns();
+	uint32_t nparked = 0;
+	*nmissing = 0;
+	*stuck = false;
+	tasks_rewind(tasks);
+	for (uint32_t tid; (tid = tasks_next(tasks, self)) != 0;) {
+		stop_thread_t *thread = thread_get(tid);
+		if (thread == NULL) {
+			return stop_no_memory;
+		}
+		if (atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE) == epoch) {
+			nparked++;
+			continue;
+		}
+		bool signalled = (thread->signalled == epoch);
+		if (signalled || thread_check_due(thread, now)) {
+			const char *why = thread_check(tasks, thread, now);
+			if (why != NULL) {
+				return why;
+			}
+		}
+		if (thread->ended) {
+			continue;
+		}
+		/* Unless it has parked since. */
+		*stuck |= signalled && !thread->running
+		    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
+		        != epoch;
+		(*nmissing)++;
+		if (!signalled) {
+			thread->signalled = epoch;
+			syscall(SYS_tgkill, stop_pid, tid, stop_signum);
+		}
+	}
+	atomic_store_u32(&stop_nwanted, nparked + *nmissing, ATOMIC_SEQ_CST);
+	return tasks->size < 0 ? stop_no_tasks : NULL;
+}
+
+/* Waits for the signalled threads, but not for long: some may end instead. */
+static void
+world_await_parked(uint64_t poll_ns) {
+	uint32_t nwanted = atomic_load_u32(&stop_nwanted, ATOMIC_RELAXED);
+	uint64_t end = now_ns() + poll_ns;
+	uint64_t now = 0;
+	uint32_t n;
+	while ((n = atomic_load_u32(&stop_nparked, ATOMIC_SEQ_CST)) < nwanted
+	    && (now = now_ns()) < end) {
+		futex_wait(&stop_nparked, n, end - now);
+	}
+}
+
+/* Returns true if some thread does not leave the handler. */
+static bool
+world_await_left(void) {
+	uint64_t end = now_ns() + STOP_BUSY_NS;
+	uint64_t now = 0;
+	uint32_t n;
+	atomic_store_b(&stop_awaits_inside, true, ATOMIC_SEQ_CST);
+	while ((n = atomic_load_u32(&stop_inside, ATOMIC_SEQ_CST)) != 0
+	    && (now = now_ns()) < end) {
+		futex_wait(&stop_inside, n, end - now);
+	}
+	atomic_store_b(&stop_awaits_inside, false, ATOMIC_RELAXED);
+	return n != 0;
+}
+
+static const char *
+world_park(tasks_t *tasks, uint32_t self) {
+	const char *why = world_check(tasks, self);
+	if (why != NULL) {
+		return why;
+	}
+	atomic_store_u32(&stop_nparked, 0, ATOMIC_RELAXED);
+	atomic_store_u32(&stop_nwanted, UINT32_MAX, ATOMIC_RELAXED);
+	uint32_t epoch = 1
+	    + atomic_fetch_add_u32(&stop_epoch, 1, ATOMIC_SEQ_CST);
+	uint64_t begin = now_ns();
+	uint64_t poll_ns = STOP_POLL_NS_MIN;
+	unsigned nmissing;
+	bool     stuck;
+	while (
+	    (why = world_signal(tasks, self, epoch, &nmissing, &stuck)) == NULL
+	    && nmissing > 0) {
+		if (now_ns() - begin
+		    >= (stuck ? STOP_STUCK_NS : STOP_BUSY_NS)) {
+			why = stop_no_answer;
+			break;
+		}
+		world_await_parked(poll_ns);
+		if (poll_ns < STOP_POLL_NS_MAX) {
+			poll_ns *= 2;
+		}
+	}
+	if (why != NULL) {
+		mesh_stop_resume();
+	}
+	return why;
+}
+
+static int
+tasks_open(void) {
+	return malloc_open(TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+const char *
+mesh_stop_world(void) {
+	/* The memory may belong to another process, whose threads are not ours. */
+	if (stop_pid != getpid()) {
+		return "the process was made by other means than fork()";
+	}
+	if (signal_choose()) {
+		return stop_no_signal;
+	}
+	if (world_await_left()) {
+		return stop_no_answer;
+	}
+	if (stop_nthreads > STOP_THREADS_MAX / 2) {
+		threads_forget();
+	}
+	tasks_t tasks = {.fd = tasks_open()};
+	if (tasks.fd == -1) {
+		return stop_no_tasks;
+	}
+	const char *why = world_park(&tasks, (uint32_t)syscall(SYS_gettid));
+	malloc_close(tasks.fd);
+	return why;
+}
+
+void
+mesh_stop_resume(void) {
+	atomic_fetch_add_u32(&stop_epoch, 1, ATOMIC_SEQ_CST);
+	futex_wake(&stop_epoch, INT_MAX);
+}
+
+bool
+mesh_stop_stands_on(const void *addr, size_t size) {
+	uint32_t epoch = atomic_load_u32(&stop_epoch, ATOMIC_RELAXED);
+	for (unsigned i = 0; i < stop_nthreads; i++) {
+		stop_thread_t *thread = &stop_threads[i];
+		size_t         sp = atomic_load_zu(&thread->sp, ATOMIC_RELAXED);
+		if (sp - (uintptr_t)addr < size
+		    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
+		        == epoch) {
+			return true;
+		}
+	}
+	return false;
+}
+
+void
+mesh_stop_thread_enter(void) {
+	sigset_t set;
+	sigemptyset(&set);
+	for (size_t i = 0;
+	     i < sizeof(stop_candidates) / sizeof(stop_candidates[0]); i++) {
+		sigaddset(&set, stop_candidates[i]);
+	}
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+const char *
+mesh_stop_boot(void) {
+	int fd = tasks_open();
+	if (fd == -1) {
+		return "it can stop threads only where " TASKS
+		       " is readable; mount /proc, or permit userfaultfd";
+	}
+	malloc_close(fd);
+	stop_pid = getpid();
+	return NULL;
+}
+
+void
+mesh_stop_postfork_child(void) {
+	stop_pid = getpid();
+	threads_forget();
+	/* Of the threads that were in the handler none is here. */
+	atomic_store_u32(&stop_inside, 0, ATOMIC_RELAXED);
+}

@@ -1,0 +1,33 @@
+#ifndef JEMALLOC_INTERNAL_MESH_STOP_H
+#define JEMALLOC_INTERNAL_MESH_STOP_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+
+/*
+ * Whether this process can stop its threads: returns the reason why it cannot,
+ * as one sentence without a full stop, or NULL.
+ */
+const char *mesh_stop_boot(void);
+
+/*
+ * Stops all other threads of the process.  The mesh lock is held, all signals
+ * are blocked, and until mesh_stop_resume() the caller takes no lock, allocates
+ * nothing and writes to no heap page.  Returns NULL if they all stand still, or
+ * the reason why not as a clause; then all of them run.
+ */
+const char *mesh_stop_world(void);
+void        mesh_stop_resume(void);
+
+/*
+ * Whether the world stands on a stack in this range: its owner may write there
+ * even now.
+ */
+bool mesh_stop_stands_on(const void *addr, size_t size);
+
+/* Lets a thread be stopped that was created with all signals blocked. */
+void mesh_stop_thread_enter(void);
+
+/* The child of a fork has threads of its own; the mesh lock is held. */
+void mesh_stop_postfork_child(void);
+
+#endif /* JEMALLOC_INTERNAL_MESH_STOP_H */

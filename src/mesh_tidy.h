@@ -1,0 +1,22 @@
+#ifndef JEMALLOC_INTERNAL_MESH_TIDY_H
+#define JEMALLOC_INTERNAL_MESH_TIDY_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/mesh.h"
+
+/* Whether a round pays; the mesh lock is held. */
+typedef enum {
+	mesh_tidy_idle,
+	/* More is about to come; wait for it. */
+	mesh_tidy_later,
+	mesh_tidy_due
+} mesh_tidy_t;
+mesh_tidy_t mesh_tidy_look(arena_t *arena);
+
+/*
+ * Begins a round over the retained extents of an arena, or goes on with it: one
+ * chunk.  The mesh lock is held, no other.  Returns true when the round has ended.
+ */
+bool mesh_tidy_step(tsdn_t *tsdn, arena_t *arena);
+
+#endif /* JEMALLOC_INTERNAL_MESH_TIDY_H */

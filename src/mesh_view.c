@@ -1,0 +1,823 @@
+/*
+ * Views: how the spliced ranges of parent and child part at a fork.
+ *
+ * A private view is a private mapping of the same place of the store: its
+ * contents are the same, no byte is copied, and what either side writes from then
+ * on it writes to pages of its own.  A child maps its views as the first thing it
+ * does.  The parent would have to do the same before the fork, but that takes
+ * microseconds a range, so its ranges stay shared and are write-protected by
+ * userfaultfd(2) instead, many in one call.  A thread of ours, the viewer, waits
+ * for the first write to each, and makes the range private before it lets the
+ * writer on.  So no write of the parent reaches the child.
+ *
+ * Mostly the child ends before much is written.  Then the protection is lifted,
+ * and the ranges go on as before the fork.  The viewer sees that by a page that
+ * parent and children share after a fork, the sentinel: once the kernel says that
+ * it is mapped once only, no child is left.  If children live for long, the
+ * viewer makes all ranges private after a while, and the generation ends.
+ *
+ *     idle --fork--> armed --no child left--> lifting --> thawed --fork--> armed
+ *                      |                         |
+ *                      +----took long----> settling --> settled --> idle
+ *
+ * A range, a slab's, is in the table, sorted by address, as
+ *
+ *     shared   still the store's; protected
+ *     private  has its own view
+ *     gone     was given back
+ *
+ * A state is written after what it says was done, and a writer is let on after
+ * that: whatever a child finds in its copy of the table, it has lost nothing.
+ *
+ * The viewer has a table of descriptors of its own: if the program could close
+ * its userfaultfd, the protection would be gone.  It takes no lock but view_mtx
+ * and touches no heap page, since whoever waits for it may hold any other.  Where
+ * there is no viewer - no background threads, no userfaultfd - all ranges are
+ * made private before the fork.
+ *
+ * Called by mesh_fork, by mesh_group for what is freed meanwhile, by mesh_pass.
+ * view_mtx is a leaf and guards the table and its states.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_barrier.h"
+#include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_range.h"
+#include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_view.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#ifndef SYS_close_range
+#	define SYS_close_range 436 /* Linux 5.9 */
+#endif
+#ifndef CLOSE_RANGE_UNSHARE
+#	define CLOSE_RANGE_UNSHARE (1U << 1)
+#endif
+
+/* A gap so wide between two ranges is protected with them: a call costs more. */
+#define GAP_MAX (ZU(16) << LG_PAGE)
+/* Ranges of one step, which keeps page faults of the program waiting. */
+#define STEP_RANGES 64
+/* How long children may keep ranges protected. */
+#define LEASE_NS UINT64_C(60000000000)
+/* Each may take as long as the barrier waits for threads, milliseconds. */
+#define COPY_TRIES 100
+/* Milliseconds between two looks at the sentinel, and between two steps. */
+#define LOOK_MS 10
+#define STEP_MS 1
+
+typedef enum {
+	range_shared,
+	range_private,
+	range_gone
+} range_state_t;
+
+typedef struct range_s range_t;
+struct range_s {
+	uintptr_t addr;
+	edata_t  *slab;
+	/* Where in the store it is: the address of the leader. */
+	uintptr_t leader;
+	uint32_t  size;
+	/* A range_state_t. */
+	uint16_t state;
+	/* Protected in one call with the range before it. */
+	bool joined;
+};
+
+typedef enum {
+	view_idle,
+	view_armed,
+	view_lifting,
+	view_thawed,
+	view_settling,
+	view_settled
+} view_state_t;
+
+static malloc_mutex_t view_mtx;
+/* The table: the half of a mapping that sorting left it in. */
+static range_t *view_map;
+static size_t   view_map_size;
+static range_t *view_ranges;
+static size_t   view_nranges;
+/* The table that is being made for a fork. */
+static range_t *begun_map;
+static size_t   begun_map_size;
+static size_t   begun_n;
+
+/* A view_state_t. */
+static atomic_u32_t view_state;
+/* A fork is under way; set and cleared under view_mtx. */
+static atomic_b_t view_forking;
+static atomic_b_t view_hurry;
+/* See above; touched, and then shared by the next children. */
+static volatile char *view_sentinel;
+
+/* The viewer; what is not atomic only it uses. */
+static atomic_b_t   viewer_started;
+static atomic_u32_t viewer_ready;
+/* 1 asks for the table to be protected; the answer is 2 for done, 3 for no. */
+static atomic_u32_t viewer_request;
+static int          viewer_uffd;
+static int          viewer_pagemap;
+static int          viewer_store;
+static uint64_t     viewer_lease_end;
+/* Where lifting and settling have come to. */
+static size_t viewer_next;
+
+static view_state_t
+state_get(void) {
+	return (view_state_t)atomic_load_u32(&view_state, ATOMIC_ACQUIRE);
+}
+
+static void
+state_set(view_state_t state) {
+	atomic_store_u32(&view_state, (uint32_t)state, ATOMIC_RELEASE);
+}
+
+static void
+futex_wait(atomic_u32_t *word, uint32_t value) {
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void
+futex_wake(atomic_u32_t *word) {
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+bool
+mesh_view_boot(void) {
+	return malloc_mutex_init(&view_mtx, "mesh_view", WITNESS_RANK_LEAF,
+	    malloc_mutex_rank_exclusive);
+}
+
+/******************************************************************************/
+/* The table. */
+
+static uintptr_t
+range_end(const range_t *range) {
+	return range->addr + range->size;
+}
+
+/* The range that addr lies in, or NULL. */
+static range_t *
+range_find(uintptr_t addr) {
+	size_t lo = 0, hi = view_nranges;
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+		if (range_end(&view_ranges[mid]) <= addr) {
+			lo = mid + 1;
+		} else {
+			hi = mid;
+		}
+	}
+	return lo < view_nranges && view_ranges[lo].addr <= addr
+	    ? &view_ranges[lo]
+	    : NULL;
+}
+
+/* Whether b goes on in the address space and in the store where a ends. */
+static bool
+range_continues(const range_t *a, const range_t *b) {
+	return a->state == range_shared && b->state == range_shared
+	    && range_end(a) == b->addr && a->leader + a->size == b->leader;
+}
+
+/*
+ * Gives a shared range its view, by a descriptor of the store, and its
+ * neighbours with which it is one mapping: to divide it might need more mappings
+ * than there are.  Returns true if the kernel refused.  *run gets what has
+ * changed.
+ */
+static bool
+range_make_private(range_t *range, int fd, struct uffdio_range *run) {
+	range_t *first = range, *last = range;
+	range_t *end = &view_ranges[view_nranges];
+	while (first > view_ranges && range_continues(first - 1, first)) {
+		first--;
+	}
+	while (last + 1 < end && range_continues(last, last + 1)) {
+		last++;
+	}
+	run->start = first->addr;
+	run->len = range_end(last) - first->addr;
+	unsigned tries = 0;
+	while (mmap((void *)first->addr, run->len, PROT_READ | PROT_WRITE,
+	           MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
+	           (off_t)first->leader)
+	    == MAP_FAILED) {
+		if (!mesh_range_try_again(
+		        (void *)first->addr, run->len, &tries)) {
+			return true;
+		}
+	}
+	/* Not before: see above. */
+	atomic_fence(ATOMIC_RELEASE);
+	for (range_t *r = first; r <= last; r++) {
+		r->state = range_private;
+	}
+	return false;
+}
+
+/* Returns true if the kernel refused for any. */
+static bool
+ranges_make_private(int fd) {
+	bool                err = false;
+	struct uffdio_range run;
+	for (size_t i = 0; i < view_nranges; i++) {
+		if (view_ranges[i].state == range_shared) {
+			err |= range_make_private(&view_ranges[i], fd, &run);
+		}
+	}
+	return err;
+}
+
+/* Sorts by address; returns where the result is, a or b. */
+static range_t *
+ranges_sort(range_t *a, range_t *b, size_t n) {
+	enum { lg_radix = 12, radix = 1 << lg_radix };
+	static uint32_t counts[radix];
+	for (unsigned shift = LG_PAGE; shift < LG_VADDR; shift += lg_radix) {
+		memset(counts, 0, sizeof(counts));
+		for (size_t i = 0; i < n; i++) {
+			counts[(a[i].addr >> shift) & (radix - 1)]++;
+		}
+		uint32_t before = 0;
+		for (unsigned i = 0; i < radix; i++) {
+			uint32_t count = counts[i];
+			counts[i] = before;
+			before += count;
+		}
+		for (size_t i = 0; i < n; i++) {
+			b[counts[(a[i].addr >> shift) & (radix - 1)]++] = a[i];
+		}
+		range_t *t = a;
+		a = b;
+		b = t;
+	}
+	return a;
+}
+
+bool
+mesh_view_begin(size_t n) {
+	bool commit = true;
+	begun_map_size = PAGE_CEILING(2 * n * sizeof(range_t));
+	begun_map = (range_t *)pages_map(
+	    NULL, begun_map_size, PAGE, &commit);
+	begun_n = 0;
+	return begun_map == NULL;
+}
+
+void
+mesh_view_add(edata_t *slab, const edata_t *leader) {
+	begun_map[begun_n++] = (range_t){
+	    .addr = (uintptr_t)edata_addr_get(slab),
+	    .slab = slab,
+	    .leader = (uintptr_t)edata_addr_get(leader),
+	    .size = (uint32_t)edata_size_get(slab),
+	    .state = range_shared};
+}
+
+static void
+table_drop(void) {
+	if (view_map != NULL) {
+		pages_unmap(view_map, view_map_size);
+		view_map = NULL;
+		view_nranges = 0;
+	}
+}
+
+/******************************************************************************/
+/* The viewer. */
+
+static void
+uffd_wake(struct uffdio_range *range) {
+	(void)ioctl(viewer_uffd, UFFDIO_WAKE, range);
+}
+
+static bool
+uffd_protect(uintptr_t start, uintptr_t end, bool protect) {
+	struct uffdio_writeprotect wp = {
+	    .range = {.start = start, .len = end - start},
+	    .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+	return ioctl(viewer_uffd, UFFDIO_WRITEPROTECT, &wp) != 0;
+}
+
+static bool
+uffd_register(uintptr_t start, uintptr_t end) {
+	struct uffdio_register reg = {
+	    .range = {.start = start, .len = end - start},
+	    .mode = UFFDIO_REGISTER_MODE_WP};
+	return ioctl(viewer_uffd, UFFDIO_REGISTER, &reg) != 0;
+}
+
+/* Lifts the protection, too, but wakes nobody by itself. */
+static bool
+uffd_unregister(uintptr_t start, uintptr_t end) {
+	struct uffdio_range range = {.start = start, .len = end - start};
+	bool err = ioctl(viewer_uffd, UFFDIO_UNREGISTER, &range) != 0;
+	uffd_wake(&range);
+	return err;
+}
+
+/* Whether all of a gap is jemalloc's.  All arenas are locked. */
+static bool
+gap_is_ours(uintptr_t start, uintptr_t end) {
+	while (start < end) {
+		emap_full_alloc_ctx_t ctx;
+		if (emap_full_alloc_ctx_try_lookup(TSDN_NULL,
+		        &arena_emap_global, (void *)start, &ctx)
+		    || ctx.edata == NULL
+		    || (uintptr_t)edata_base_get(ctx.edata) != start) {
+			return false;
+		}
+		start += edata_size_get(ctx.edata);
+	}
+	return start == end;
+}
+
+/* Protects the table, ranges near each other in one call. */
+static bool
+viewer_protect(void) {
+	for (size_t i = 0, next; i < view_nranges; i = next) {
+		uintptr_t start = view_ranges[i].addr;
+		uintptr_t end = range_end(&view_ranges[i]);
+		for (next = i + 1; next < view_nranges; next++) {
+			range_t *range = &view_ranges[next];
+			if (range->addr - end > GAP_MAX
+			    || !gap_is_ours(end, range->addr)) {
+				break;
+			}
+			range->joined = true;
+			end = range_end(range);
+		}
+		if (uffd_register(start, end)
+		    || uffd_protect(start, end, true)) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * A leader that was given back while a child might be reading: its memory goes
+ * now, as nobody maps it any more.
+ */
+static void
+viewer_punch(const range_t *range) {
+	if (range->state == range_gone && range->leader == range->addr) {
+		(void)fallocate(viewer_store,
+		    FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		    (off_t)range->addr, (off_t)range->size);
+	}
+}
+
+/*
+ * Ends the protection of up to STEP_RANGES ranges, from viewer_next on.  Returns
+ * true when all are done.
+ */
+static bool
+viewer_lift_step(void) {
+	malloc_mutex_lock(TSDN_NULL, &view_mtx);
+	size_t i = viewer_next;
+	size_t stop = i + STEP_RANGES < view_nranges ? i + STEP_RANGES
+	                                             : view_nranges;
+	viewer_next = stop;
+	for (size_t j = i; state_get() == view_lifting && j < stop; j++) {
+		viewer_punch(&view_ranges[j]);
+	}
+	while (i < stop) {
+		/* With the gap before it, if it was protected, too. */
+		uintptr_t start = view_ranges[i].joined
+		    ? range_end(&view_ranges[i - 1])
+		    : view_ranges[i].addr;
+		size_t last = i;
+		while (last + 1 < stop && view_ranges[last + 1].joined) {
+			last++;
+		}
+		if (uffd_unregister(start, range_end(&view_ranges[last]))) {
+			/* Somebody else's memory is in a gap by now. */
+			for (; i <= last; i++) {
+				(void)uffd_unregister(view_ranges[i].addr,
+				    range_end(&view_ranges[i]));
+			}
+		}
+		i = last + 1;
+	}
+	bool done = (stop == view_nranges);
+	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
+	return done;
+}
+
+/* Opens the store anew, as other threads may close their descriptor of it. */
+static bool
+viewer_store_open(void) {
+	char path[64];
+	malloc_snprintf(path, sizeof(path), "/proc/self/fd/%d",
+	    mesh_store_fd()->fd);
+	viewer_store = malloc_open(path, O_RDWR | O_CLOEXEC);
+	mesh_fd_t reopened = *mesh_store_fd();
+	reopened.fd = viewer_store;
+	return !mesh_fd_valid(&reopened);
+}
+
+/* An old generation must not live on by our descriptor of it. */
+static void
+viewer_end(view_state_t state) {
+	malloc_close(viewer_store);
+	viewer_store = -1;
+	state_set(state);
+}
+
+static bool
+viewer_arm(void) {
+	if (viewer_store_open() || viewer_protect()) {
+		viewer_next = 0;
+		while (!viewer_lift_step()) {
+		}
+		viewer_end(view_idle);
+		return true;
+	}
+	/* What an older child may have of it is another page from here on. */
+	(*view_sentinel)++;
+	atomic_store_b(&view_hurry, false, ATOMIC_RELAXED);
+	viewer_lease_end = now_ns() + LEASE_NS;
+	/* Gaps have been protected in passing only. */
+	viewer_next = 1;
+	return false;
+}
+
+/* After the fork: lets writers to gaps on, some at a time. */
+static void
+viewer_gaps_step(void) {
+	for (unsigned n = 0; viewer_next < view_nranges && n < STEP_RANGES;
+	     viewer_next++) {
+		uintptr_t start = range_end(&view_ranges[viewer_next - 1]);
+		if (view_ranges[viewer_next].joined
+		    && start < view_ranges[viewer_next].addr) {
+			(void)uffd_protect(
+			    start, view_ranges[viewer_next].addr, false);
+			n++;
+		}
+	}
+}
+
+/* Somebody waits to write to addr. */
+static void
+viewer_fault(uintptr_t addr) {
+	struct uffdio_range run = {.start = addr, .len = PAGE};
+	for (;;) {
+		malloc_mutex_lock(TSDN_NULL, &view_mtx);
+		range_t *range = range_find(addr);
+		bool     err = range != NULL && range->state == range_shared
+		    && range_make_private(range, viewer_store, &run);
+		malloc_mutex_unlock(TSDN_NULL, &view_mtx);
+		if (!err) {
+			if (range == NULL) {
+				(void)uffd_protect(addr, addr + PAGE, false);
+			}
+			uffd_wake(&run);
+			return;
+		}
+		/*
+		 * The kernel is out of memory for the moment; it needs no mapping
+		 * more than it has.
+		 */
+		nanosleep(&(struct timespec){.tv_nsec = STEP_MS * 1000000}, NULL);
+	}
+}
+
+static void
+viewer_faults(int timeout_ms) {
+	struct pollfd   pollfd = {.fd = viewer_uffd, .events = POLLIN};
+	struct uffd_msg msgs[16];
+	if (poll(&pollfd, 1, timeout_ms) <= 0) {
+		return;
+	}
+	ssize_t n = read(viewer_uffd, msgs, sizeof(msgs));
+	for (ssize_t i = 0; i < n / (ssize_t)sizeof(msgs[0]); i++) {
+		if (msgs[i].event == UFFD_EVENT_PAGEFAULT) {
+			viewer_fault((uintptr_t)msgs[i].arg.pagefault.address
+			    & ~(uintptr_t)PAGE_MASK);
+		}
+	}
+}
+
+/* Whether the sentinel is mapped here only. */
+static bool
+viewer_alone(void) {
+	uint64_t entry;
+	off_t    offset = (off_t)(((uintptr_t)view_sentinel >> LG_PAGE)
+            * sizeof(entry));
+	uint64_t present = UINT64_C(1) << 63, exclusive = UINT64_C(1) << 56;
+	return pread(viewer_pagemap, &entry, sizeof(entry), offset)
+	    == sizeof(entry)
+	    && (entry & present) != 0 && (entry & exclusive) != 0;
+}
+
+static void
+viewer_look(void) {
+	bool hurry = atomic_load_b(&view_hurry, ATOMIC_RELAXED);
+	malloc_mutex_lock(TSDN_NULL, &view_mtx);
+	if (!atomic_load_b(&view_forking, ATOMIC_RELAXED)) {
+		if (viewer_alone()) {
+			viewer_next = 0;
+			state_set(view_lifting);
+		} else if (hurry || now_ns() >= viewer_lease_end) {
+			viewer_next = 0;
+			state_set(view_settling);
+		}
+	}
+	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
+}
+
+/* Some more ranges become private.  Returns true when all have. */
+static bool
+viewer_settle_step(void) {
+	struct uffdio_range run;
+	malloc_mutex_lock(TSDN_NULL, &view_mtx);
+	for (unsigned n = 0; viewer_next < view_nranges && n < STEP_RANGES;
+	     viewer_next++) {
+		range_t *range = &view_ranges[viewer_next];
+		if (range->state == range_shared) {
+			if (range_make_private(range, viewer_store, &run)) {
+				break;
+			}
+			/* Who waits is in the queue and will be woken. */
+			n++;
+		}
+	}
+	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
+	return viewer_next == view_nranges;
+}
+
+static void
+viewer_step(view_state_t state) {
+	bool hurry = atomic_load_b(&view_hurry, ATOMIC_RELAXED);
+	switch (state) {
+	case view_armed:
+		viewer_faults(hurry || viewer_next < view_nranges ? STEP_MS
+		                                                  : LOOK_MS);
+		if (!atomic_load_b(&view_forking, ATOMIC_RELAXED)) {
+			viewer_gaps_step();
+			viewer_look();
+		}
+		break;
+	case view_lifting:
+		viewer_faults(hurry ? 0 : STEP_MS);
+		if (viewer_lift_step()) {
+			viewer_end(view_thawed);
+		}
+		break;
+	default:
+		viewer_faults(hurry ? 0 : STEP_MS);
+		if (viewer_settle_step()) {
+			viewer_next = 0;
+			while (!viewer_lift_step()) {
+				viewer_faults(hurry ? 0 : STEP_MS);
+			}
+			viewer_end(view_settled);
+		}
+	}
+}
+
+static void *
+viewer_main(void *arg) {
+	(void)arg;
+	viewer_store = -1;
+	viewer_uffd = -1;
+	if (syscall(SYS_close_range, 0U, ~0U, CLOSE_RANGE_UNSHARE) != 0
+	    || (viewer_uffd = mesh_barrier_uffd()) == -1
+	    || (viewer_pagemap = malloc_open(
+	            "/proc/self/pagemap", O_RDONLY | O_CLOEXEC))
+	        == -1) {
+		return NULL;
+	}
+	atomic_store_u32(&viewer_ready, 1, ATOMIC_RELEASE);
+	for (;;) {
+		if (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) == 1) {
+			bool err = viewer_arm();
+			if (!err) {
+				state_set(view_armed);
+			}
+			atomic_store_u32(
+			    &viewer_request, err ? 3 : 2, ATOMIC_RELEASE);
+			futex_wake(&viewer_request);
+		}
+		view_state_t state = state_get();
+		if (state == view_armed || state == view_lifting
+		    || state == view_settling) {
+			viewer_step(state);
+		} else {
+			uint32_t request = atomic_load_u32(
+			    &viewer_request, ATOMIC_ACQUIRE);
+			if (request != 1) {
+				futex_wait(&viewer_request, request);
+			}
+		}
+	}
+}
+
+void
+mesh_view_start(tsdn_t *tsdn) {
+	if (!have_background_thread || !background_thread_enabled()
+	    || mesh_barrier_get() != mesh_barrier_userfaultfd
+	    || !mesh_store_is_open()
+	    || atomic_exchange_b(&viewer_started, true, ATOMIC_RELAXED)) {
+		return;
+	}
+	if (view_sentinel == NULL) {
+		bool commit = true;
+		view_sentinel = (volatile char *)pages_map(
+		    NULL, PAGE, PAGE, &commit);
+		if (view_sentinel == NULL) {
+			return;
+		}
+	}
+	pre_reentrancy(tsdn_tsd(tsdn), NULL);
+	/* It inherits the mask: no handler of the program may run in it. */
+	sigset_t all, old;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	pthread_t thread;
+	if (pthread_create_wrapper(&thread, NULL, viewer_main, NULL) == 0) {
+		pthread_detach(thread);
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	post_reentrancy(tsdn_tsd(tsdn));
+}
+
+/******************************************************************************/
+/* Fork. */
+
+/* Has the viewer protect the table.  Returns true if it cannot. */
+static bool
+view_arm(void) {
+	if (atomic_load_u32(&viewer_ready, ATOMIC_ACQUIRE) == 0) {
+		return true;
+	}
+	atomic_store_u32(&viewer_request, 1, ATOMIC_RELEASE);
+	futex_wake(&viewer_request);
+	while (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) == 1) {
+		futex_wait(&viewer_request, 1);
+	}
+	return atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) != 2;
+}
+
+/* A copy instead of a view, for when the store's descriptor is gone. */
+static bool
+range_copy_try(void *addr, size_t size) {
+	if (mesh_barrier_begin() != NULL) {
+		return true;
+	}
+	bool err = mesh_barrier_raise(addr, size);
+	if (!err) {
+		err = mesh_unsplice_copy(addr, size);
+		mesh_barrier_lower(addr, size, !err);
+	}
+	mesh_barrier_end();
+	return err;
+}
+
+static bool
+range_copy(void *addr, size_t size) {
+	if (mesh_barrier_open()) {
+		return true;
+	}
+	/* Threads that do not answer now may do so in a while. */
+	for (unsigned i = 0; i < COPY_TRIES; i++) {
+		if (!range_copy_try(addr, size)) {
+			return false;
+		}
+	}
+	return true;
+}
+
+bool
+mesh_view_part(tsdn_t *tsdn) {
+	range_t *sorted = ranges_sort(
+	    begun_map, begun_map + begun_n, begun_n);
+	malloc_mutex_lock(tsdn, &view_mtx);
+	table_drop();
+	view_map = begun_map;
+	view_map_size = begun_map_size;
+	view_ranges = sorted;
+	view_nranges = begun_n;
+	state_set(view_idle);
+	malloc_mutex_unlock(tsdn, &view_mtx);
+
+	const mesh_fd_t *store = mesh_store_fd();
+	if (mesh_fd_valid(store)) {
+		if (!view_arm() || !ranges_make_private(store->fd)) {
+			return false;
+		}
+	}
+	bool err = false;
+	for (size_t i = 0; i < view_nranges; i++) {
+		range_t *range = &view_ranges[i];
+		if (range->state == range_shared) {
+			if (range_copy((void *)range->addr, range->size)) {
+				err = true;
+				mesh_group_thaw(
+				    arena_get_from_edata(range->slab),
+				    range->slab);
+			} else {
+				range->state = range_private;
+			}
+		}
+	}
+	return err;
+}
+
+bool
+mesh_view_pending(bool hurry) {
+	view_state_t state = state_get();
+	if (hurry) {
+		atomic_store_b(&view_hurry, true, ATOMIC_RELAXED);
+	}
+	return state == view_armed || state == view_lifting
+	    || state == view_settling;
+}
+
+bool
+mesh_view_settled(tsdn_t *tsdn) {
+	if (state_get() != view_settled) {
+		return false;
+	}
+	malloc_mutex_lock(tsdn, &view_mtx);
+	table_drop();
+	state_set(view_idle);
+	malloc_mutex_unlock(tsdn, &view_mtx);
+	return true;
+}
+
+bool
+mesh_view_is_shared(const void *addr) {
+	if (state_get() != view_thawed && state_get() != view_lifting) {
+		return false;
+	}
+	const range_t *range = range_find((uintptr_t)addr);
+	return range != NULL && range->state == range_shared;
+}
+
+mesh_unsplice_t
+mesh_view_unsplice(tsdn_t *tsdn, void *addr, size_t size) {
+	if (!mesh_view_pending(false)) {
+		return mesh_unsplice(addr, size);
+	}
+	malloc_mutex_lock(tsdn, &view_mtx);
+	range_t *range = range_find((uintptr_t)addr);
+	if (range != NULL) {
+		range->state = range_gone;
+	}
+	mesh_unsplice_t result = mesh_unsplice(addr, size);
+	malloc_mutex_unlock(tsdn, &view_mtx);
+	return result;
+}
+
+void
+mesh_view_prefork(tsdn_t *tsdn) {
+	malloc_mutex_lock(tsdn, &view_mtx);
+	atomic_store_b(&view_forking, true, ATOMIC_RELAXED);
+	malloc_mutex_unlock(tsdn, &view_mtx);
+}
+
+void
+mesh_view_postfork_parent(tsdn_t *tsdn) {
+	malloc_mutex_lock(tsdn, &view_mtx);
+	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
+	if (state_get() == view_idle) {
+		table_drop();
+	}
+	malloc_mutex_unlock(tsdn, &view_mtx);
+}
+
+bool
+mesh_view_postfork_child(tsdn_t *tsdn) {
+	malloc_mutex_postfork_child(tsdn, &view_mtx);
+	bool err = mesh_view_pending(false)
+	    && (!mesh_fd_valid(mesh_store_fd())
+	        || ranges_make_private(mesh_store_fd()->fd));
+	table_drop();
+	state_set(view_idle);
+	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
+	/* The parent's. */
+	atomic_store_b(&viewer_started, false, ATOMIC_RELAXED);
+	atomic_store_u32(&viewer_ready, 0, ATOMIC_RELAXED);
+	atomic_store_u32(&viewer_request, 0, ATOMIC_RELAXED);
+	return err;
+}

@@ -1,0 +1,57 @@
+#ifndef JEMALLOC_INTERNAL_MESH_VIEW_H
+#define JEMALLOC_INTERNAL_MESH_VIEW_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/tsd_types.h"
+
+/* Called once, by mesh_boot().  Returns true on error. */
+bool mesh_view_boot(void);
+
+/*
+ * Starts the thread that makes ranges private when they are first written, if
+ * there is use for it and it does not run.  No lock may be held.
+ */
+void mesh_view_start(tsdn_t *tsdn);
+
+/*
+ * For fork, under the mesh lock with all bins locked: begins a table of n ranges
+ * at most, adds one, and gives parent and child views of their own of all of
+ * them, at once or when they are written.  begin returns true if there is no
+ * memory for it; part returns true if the kernel refused a range: then the
+ * parent is well, but the child must not run.
+ */
+bool mesh_view_begin(size_t n);
+void mesh_view_add(edata_t *slab, const edata_t *leader);
+bool mesh_view_part(tsdn_t *tsdn);
+
+/*
+ * Whether ranges of the generation wait for their first write.  Until that is
+ * over nothing may be meshed.  The mesh lock is held.  hurry: it shall be over
+ * as soon as possible.
+ */
+bool mesh_view_pending(bool hurry);
+/*
+ * Whether all ranges of the generation have become private, so that it can end;
+ * says so once.  The mesh lock is held.
+ */
+bool mesh_view_settled(tsdn_t *tsdn);
+
+/*
+ * Whether the range at addr, which a fork has frozen, turned out to need no view
+ * of its own, as no child is left.
+ */
+bool mesh_view_is_shared(const void *addr);
+
+/* mesh_unsplice() of any range, frozen or not.  No lock may be held. */
+mesh_unsplice_t mesh_view_unsplice(tsdn_t *tsdn, void *addr, size_t size);
+
+/*
+ * Around the fork itself.  child returns true if the kernel refused the child
+ * its views, with which it cannot live.
+ */
+void mesh_view_prefork(tsdn_t *tsdn);
+void mesh_view_postfork_parent(tsdn_t *tsdn);
+bool mesh_view_postfork_child(tsdn_t *tsdn);
+
+#endif /* JEMALLOC_INTERNAL_MESH_VIEW_H */

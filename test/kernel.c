@@ -1,0 +1,434 @@
+/*
+ * What the kernel does with heap memory behind the program's back while it is
+ * meshed: process-shared futexes, pinned buffers, writes by another way than the
+ * program's own address space, core dumps.
+ *
+ * usage: kernel SCENARIO [ARG]
+ *
+ * Where memory is used in a way that does not go with meshing, ARG says where it
+ * is from: "heap", small objects that mesh; "manual", a manual arena; "aligned",
+ * small page-aligned objects.
+ */
+#define _GNU_SOURCE
+#include "scenario.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <jemalloc/jemalloc.h>
+
+#define PAGE ((size_t)4096)
+#define NPLACES 64
+#define PLACE_SIZE 512
+/* Of so many neighbours one is kept where slabs shall be sparse. */
+#define SPARSE 16
+
+static unsigned char *places[NPLACES];
+
+static void *
+place_alloc(unsigned manual) {
+	if (manual != 0) {
+		return mallocx(PLACE_SIZE,
+		    MALLOCX_ARENA(manual) | MALLOCX_TCACHE_NONE);
+	}
+	return strcmp(scenario_arg, "aligned") == 0
+	    ? aligned_alloc(PAGE, PLACE_SIZE)
+	    : malloc(PLACE_SIZE);
+}
+
+/* Places of PLACE_SIZE zeroed bytes, where scenario_arg says. */
+static void
+places_alloc(void) {
+	static void *all[NPLACES * SPARSE];
+	unsigned     manual = 0;
+	size_t       size = sizeof(manual);
+	if (strcmp(scenario_arg, "manual") == 0) {
+		errno = mallctl("arenas.create", &manual, &size, NULL, 0);
+		if (errno != 0) {
+			die("arenas.create");
+		}
+	}
+	for (unsigned i = 0; i < NPLACES * SPARSE; i++) {
+		all[i] = place_alloc(manual);
+	}
+	for (unsigned i = 0; i < NPLACES * SPARSE; i++) {
+		if (i % SPARSE == 0) {
+			places[i / SPARSE] = memset(all[i], 0, PLACE_SIZE);
+		} else {
+			dallocx(all[i], manual != 0 ? MALLOCX_TCACHE_NONE : 0);
+		}
+	}
+	ctl_do("thread.tcache.flush");
+}
+
+/* Meshes, and counts the places that moved. */
+static void
+places_mesh(void) {
+	mesh_pass();
+	for (unsigned i = 0; i < NPLACES; i++) {
+		results->count += mesh_range(places[i], PLACE_SIZE);
+	}
+}
+
+/******************************************************************************/
+/* Threads wait for each other; whoever is not woken has lost. */
+
+typedef struct {
+	pthread_mutex_t mutex, gate;
+	pthread_cond_t  cond;
+	bool            woken;
+	/* When it was let go. */
+	_Atomic uint64_t since;
+} waiting_t;
+
+static atomic_uint nwaiting;
+
+static struct timespec
+far_future(void) {
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	t.tv_sec += 5;
+	return t;
+}
+
+/* After a wait in vain: whether the wake-up is long ago. */
+static bool
+missed(const waiting_t *w) {
+	return w->since != 0 && now_ns() - w->since > UINT64_C(2000000000);
+}
+
+static void *
+waiter_main(void *arg) {
+	waiting_t *w = arg;
+	pthread_mutex_lock(&w->mutex);
+	nwaiting++;
+	while (!w->woken) {
+		struct timespec until = far_future();
+		if (pthread_cond_clockwait(
+		        &w->cond, &w->mutex, CLOCK_MONOTONIC, &until)
+		    == ETIMEDOUT) {
+			results->lost += missed(w);
+		}
+	}
+	pthread_mutex_unlock(&w->mutex);
+	return NULL;
+}
+
+static void *
+gate_main(void *arg) {
+	waiting_t      *w = arg;
+	struct timespec until = far_future();
+	nwaiting++;
+	while (pthread_mutex_clocklock(&w->gate, CLOCK_MONOTONIC, &until)
+	    != 0) {
+		results->lost += missed(w);
+		until = far_future();
+	}
+	pthread_mutex_unlock(&w->gate);
+	return NULL;
+}
+
+static void
+wait_and_wake(int shared) {
+	static pthread_t    threads[2][NPLACES];
+	pthread_mutexattr_t mutex_attr;
+	pthread_condattr_t  cond_attr;
+	pthread_mutexattr_init(&mutex_attr);
+	pthread_mutexattr_setpshared(&mutex_attr, shared);
+	pthread_condattr_init(&cond_attr);
+	pthread_condattr_setpshared(&cond_attr, shared);
+	places_alloc();
+	for (unsigned i = 0; i < NPLACES; i++) {
+		waiting_t *w = (waiting_t *)places[i];
+		pthread_mutex_init(&w->mutex, &mutex_attr);
+		pthread_mutex_init(&w->gate, &mutex_attr);
+		pthread_cond_init(&w->cond, &cond_attr);
+		pthread_mutex_lock(&w->gate);
+		thread_start(&threads[0][i], waiter_main, w);
+		thread_start(&threads[1][i], gate_main, w);
+	}
+	while (nwaiting < 2 * NPLACES) {
+		sleep_ms(1);
+	}
+	/* Time to fall asleep; who has not cannot lose. */
+	sleep_ms(100);
+	places_mesh();
+	for (unsigned i = 0; i < NPLACES; i++) {
+		waiting_t *w = (waiting_t *)places[i];
+		pthread_mutex_lock(&w->mutex);
+		w->woken = true;
+		w->since = now_ns();
+		pthread_cond_signal(&w->cond);
+		pthread_mutex_unlock(&w->mutex);
+		pthread_mutex_unlock(&w->gate);
+	}
+	for (unsigned i = 0; i < NPLACES; i++) {
+		pthread_join(threads[0][i], NULL);
+		pthread_join(threads[1][i], NULL);
+	}
+}
+
+static void
+run_private(void) {
+	wait_and_wake(PTHREAD_PROCESS_PRIVATE);
+}
+
+static void
+run_shared(void) {
+	wait_and_wake(PTHREAD_PROCESS_SHARED);
+}
+
+/******************************************************************************/
+/* Buffers that the kernel knows by their pages. */
+
+typedef struct {
+	int                  fd;
+	unsigned            *sq_tail, *cq_head, *cq_tail;
+	unsigned             sq_mask;
+	unsigned            *sq_array;
+	struct io_uring_sqe *sqes;
+} ring_t;
+
+static void *
+ring_map(int fd, size_t size, off_t offset) {
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+	    MAP_SHARED | MAP_POPULATE, fd, offset);
+	if (p == MAP_FAILED) {
+		die("mmap of io_uring");
+	}
+	return p;
+}
+
+/* Returns false if this kernel has or permits no io_uring. */
+static bool
+ring_open(ring_t *ring) {
+	struct io_uring_params params = {0};
+	ring->fd = (int)syscall(SYS_io_uring_setup, 4, &params);
+	if (ring->fd < 0) {
+		return false;
+	}
+	unsigned char *sq = ring_map(
+	    ring->fd, params.sq_off.array + 64, IORING_OFF_SQ_RING);
+	unsigned char *cq = ring_map(
+	    ring->fd, params.cq_off.cqes, IORING_OFF_CQ_RING);
+	ring->sqes = ring_map(ring->fd,
+	    params.sq_entries * sizeof(struct io_uring_sqe), IORING_OFF_SQES);
+	ring->sq_tail = (unsigned *)(sq + params.sq_off.tail);
+	ring->sq_mask = *(unsigned *)(sq + params.sq_off.ring_mask);
+	ring->sq_array = (unsigned *)(sq + params.sq_off.array);
+	ring->cq_head = (unsigned *)(cq + params.cq_off.head);
+	ring->cq_tail = (unsigned *)(cq + params.cq_off.tail);
+	return true;
+}
+
+/* Reads size bytes into the pinned buffer number index. */
+static void
+ring_read(ring_t *ring, int fd, void *buffer, unsigned size, unsigned index) {
+	unsigned             tail = *ring->sq_tail, at = tail & ring->sq_mask;
+	struct io_uring_sqe *sqe = &ring->sqes[at];
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->opcode = IORING_OP_READ_FIXED;
+	sqe->fd = fd;
+	sqe->addr = (uintptr_t)buffer;
+	sqe->len = size;
+	sqe->buf_index = (uint16_t)index;
+	ring->sq_array[at] = at;
+	__atomic_store_n(ring->sq_tail, tail + 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, ring->fd, 1, 1, IORING_ENTER_GETEVENTS,
+	        NULL, 0)
+	    != 1) {
+		die("io_uring_enter");
+	}
+	__atomic_store_n(ring->cq_head, *ring->cq_tail, __ATOMIC_RELEASE);
+}
+
+/* Buffers are registered with io_uring, then meshed, then read into. */
+static void
+run_pinned(void) {
+	ring_t       ring;
+	struct iovec iov[NPLACES];
+	int          ends[2];
+	if (!ring_open(&ring)) {
+		fputs("no io_uring\n", stderr);
+		exit(77);
+	}
+	places_alloc();
+	for (unsigned i = 0; i < NPLACES; i++) {
+		iov[i] = (struct iovec){places[i], PLACE_SIZE};
+	}
+	if (syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS,
+	        iov, NPLACES)
+	        != 0
+	    || pipe(ends) != 0) {
+		die("io_uring_register, pipe");
+	}
+	places_mesh();
+	for (unsigned i = 0; i < NPLACES; i++) {
+		unsigned char sent[PLACE_SIZE];
+		memset(sent, (int)i + 1, PLACE_SIZE);
+		if (write(ends[1], sent, PLACE_SIZE) != PLACE_SIZE) {
+			die("write");
+		}
+		ring_read(&ring, ends[0], places[i], PLACE_SIZE, i);
+		results->lost += memcmp(places[i], sent, PLACE_SIZE) != 0;
+	}
+}
+
+/* Page-aligned objects with another protection and other advice. */
+static void
+run_protected(void) {
+	enum { n = 512 };
+	static unsigned char *p[n];
+	for (unsigned i = 0; i < n; i++) {
+		size_t size = (1 + i % 4) * PAGE;
+		p[i] = aligned_alloc(PAGE, size);
+		memset(p[i], 1, size);
+		if (i % 3 == 0
+		        ? mprotect(p[i], size, PROT_NONE)
+		        : i % 3 == 1 && madvise(p[i], size, MADV_WIPEONFORK)) {
+			die("mprotect, madvise");
+		}
+	}
+	load_start(2);
+	for (unsigned i = 0; i < 4; i++) {
+		churn(&held, (size_t)8 << 20);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		results->count += mesh_range(p[i], PAGE);
+	}
+	pid_t pid = fork_or_die();
+	if (pid == 0) {
+		for (unsigned i = 1; i < n; i += 3) {
+			results->lost += !is_zero(p[i], (1 + i % 4) * PAGE);
+		}
+		_exit(0);
+	}
+	child_wait(pid, 0);
+	load_stop();
+	for (unsigned i = 0; i < n; i++) {
+		size_t size = (1 + i % 4) * PAGE;
+		if (i % 3 == 0) {
+			mprotect(p[i], size, PROT_READ | PROT_WRITE);
+		} else if (i % 3 == 1) {
+			madvise(p[i], size, MADV_KEEPONFORK);
+		}
+		for (size_t j = 0; j < size; j++) {
+			results->bad += p[i][j] != 1;
+		}
+		free(p[i]);
+	}
+}
+
+/******************************************************************************/
+/* Writes by way of the kernel: as debuggers make them. */
+
+static bool
+poke_mem(int fd, const void *from, void *to, size_t size) {
+	return pwrite(fd, from, size, (off_t)(uintptr_t)to) == (ssize_t)size;
+}
+
+static bool
+poke_vm(int fd, const void *from, void *to, size_t size) {
+	struct iovec local = {(void *)(uintptr_t)from, size};
+	struct iovec remote = {to, size};
+	(void)fd;
+	return process_vm_writev(getpid(), &local, 1, &remote, 1, 0)
+	    == (ssize_t)size;
+}
+
+/* Through /proc/self/mem ("mem") or process_vm_writev ("vm"). */
+static void
+run_poke(void) {
+	static unsigned char image[1 << 16];
+	static table_t       t;
+	bool (*poke)(int, const void *, void *, size_t) =
+	    strcmp(scenario_arg, "vm") == 0 ? poke_vm : poke_mem;
+	int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	for (uint64_t end = now_ns() + UINT64_C(3000000000); now_ns() < end;) {
+		churn(&t, (size_t)2 << 20);
+		table_fill(&t, (size_t)4 << 20, 16, 14337);
+		results->bad += table_thin(&t, 0.1, thin_random);
+		ctl_do("thread.tcache.flush");
+		for (unsigned i = 0; i < 20000; i++) {
+			object_t *o = table_pick(&t);
+			o->version++;
+			o->count = 0;
+			object_image(o, image);
+			/* While a slab moves it is refused, as documented. */
+			while (!poke(fd, image, o->p, o->size)) {
+			}
+			results->count++;
+			if (object_bad(o)) {
+				object_report(o);
+				object_rewrite(o);
+				results->lost++;
+			}
+		}
+		for (size_t i = 0; i < t.n; i++) {
+			if (object_bad(&t.objects[i])) {
+				object_rewrite(&t.objects[i]);
+				results->lost++;
+			}
+		}
+	}
+	close(fd);
+	results->bad += table_free(&t);
+}
+
+/******************************************************************************/
+/* Core dumps. */
+
+/*
+ * Objects have to be in a dump, windows must not: a dump would give them memory
+ * wherever they have none.  Counts bytes of either kind that are wrong.
+ */
+static void
+run_dump(void) {
+	FILE *smaps = fopen("/proc/self/smaps", "re");
+	if (smaps == NULL) {
+		die("/proc/self/smaps");
+	}
+	char line[512];
+	bool  ours = false;
+	unsigned long start = 0, end = 0;
+	for (uint64_t n = nmeshes(); mesh_built() && n == 0; n = nmeshes()) {
+		churn(&held, (size_t)16 << 20);
+	}
+	while (fgets(line, sizeof(line), smaps) != NULL) {
+		unsigned long a, b;
+		if (sscanf(line, "%lx-%lx", &a, &b) == 2) {
+			start = a;
+			end = b;
+			ours = strstr(line, "/memfd:jemalloc-mesh") != NULL;
+		} else if (ours && strncmp(line, "VmFlags:", 8) == 0) {
+			bool window = end - start > (unsigned long)64 << 20;
+			bool dumped = strstr(line, " dd ") == NULL;
+			results->count += !window;
+			expect(dumped == !window,
+			    "objects are dumped, and nothing else");
+		}
+	}
+	fclose(smaps);
+}
+
+int
+main(int argc, char **argv) {
+	static const scenario_t scenarios[] = {
+	    {"private", run_private},
+	    {"shared", run_shared},
+	    {"pinned", run_pinned},
+	    {"protected", run_protected},
+	    {"poke", run_poke},
+	    {"dump", run_dump},
+	};
+	return scenario_main(argc, argv, scenarios,
+	    sizeof(scenarios) / sizeof(scenarios[0]));
+}

@@ -1,0 +1,117 @@
+"""Compilers, analysers and sanitizers have nothing to say about our code.
+
+jemalloc's own files are not looked at.  UndefinedBehaviorSanitizer is no part of
+this; by hand, and then torture, forker and soak with that library:
+    ./configure --enable-mesh EXTRA_CFLAGS="-fsanitize=undefined \\
+        -fsanitize-undefined-trap-on-error" && make
+"""
+
+import os
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from conftest import BUILD, TEST, Program
+
+ROOT = TEST.parent
+# Configured and built by then, with jemalloc's assertions, which tell analysers
+# what may be taken for granted.
+TREE = BUILD / "tree" / "debug" / "jemalloc"
+SOURCES = sorted((TREE / "src").glob("mesh*.c"))
+PROGRAMS = sorted([*TEST.glob("*.c"), *(ROOT / "bench").glob("*.c")])
+WARN = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+IN_TREE = ["-D_GNU_SOURCE", "-D_REENTRANT", "-I", TREE / "include"]
+# The tree was configured for gcc, which has a format attribute that clang lacks.
+CLANG = ["clang", "-Wno-ignored-attributes"]
+
+
+def assert_silent(*commands):
+    """None of the commands says anything or fails."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = list(pool.map(lambda command: subprocess.run(
+            list(map(str, command)), cwd=ROOT, capture_output=True, text=True,
+            check=False), commands))
+    said = [run.stdout + run.stderr for run in runs
+            if run.returncode != 0 or run.stdout or run.stderr]
+    assert runs and not said, "\n".join(said)
+
+
+@pytest.mark.parametrize("compiler", [["gcc"], CLANG], ids=["gcc", "clang"])
+def test_no_warnings(compiler):
+    assert_silent(*(
+        [*compiler, *WARN, "-O1", *IN_TREE, "-c", source, "-o", "/dev/null"]
+        for source in SOURCES))
+    assert_silent(*(
+        [*compiler, *WARN, "-O1", "-I", BUILD / "include", "-I", TEST, "-c", source,
+         "-o", "/dev/null"] for source in PROGRAMS))
+
+
+def test_clang_analyzer():
+    """Each path of each function is followed.
+
+    What it says of uninitialized memory is off: it does not see that a bitmap has at
+    least one word and as many bits set as the slab says.
+    """
+    assert_silent(*(
+        [*CLANG, "--analyze", "-Xclang", "-analyzer-werror", "-Xclang",
+         "-analyzer-output=text", "-Xclang",
+         "-analyzer-disable-checker=core.uninitialized,"
+         "core.UndefinedBinaryOperatorResult,core.CallAndMessage", "-std=gnu11",
+         *IN_TREE, source] for source in SOURCES))
+
+
+def test_cppcheck():
+    """Without the headers, which take it hours; "style" is not jemalloc's."""
+    assert_silent(["cppcheck", "--enable=warning,portability,performance", "-q",
+                   "--std=c11", "--max-configs=1", "--error-exitcode=1",
+                   *(f"-D{name}" for name in (
+                       "_GNU_SOURCE", "__linux__", "__x86_64__", "__LP64__",
+                       "__GNUC__=12")),
+                   *sorted((ROOT / "src").glob("*.c")), *PROGRAMS])
+
+
+@pytest.fixture(scope="module")
+def racer():
+    """torture.c and a jemalloc of the prefix je_, with ThreadSanitizer.
+
+    So malloc stays the sanitizer's own.
+    """
+    tree = BUILD / "tree" / "tsan"
+    flags = ["-fsanitize=thread", "-O1", "-g"]
+    log = (BUILD / "log" / "tsan.log").open("w")
+
+    def run(*command, cwd=tree):
+        subprocess.run(list(map(str, command)), cwd=cwd, stdout=log, stderr=log,
+                       check=True)
+
+    run(ROOT / "scripts" / "make-tree", tree, cwd=ROOT)
+    if not (tree / "Makefile").exists():
+        run("./configure", "--enable-mesh", "--disable-doc", "--disable-cxx",
+            "--with-jemalloc-prefix=je_", "CC=gcc", "CFLAGS=" + " ".join(flags),
+            "--with-version=5.3.1-0-g81034ce1f1373e37dc865038e1bc8eeecf559ce8")
+    run("make", f"-j{os.cpu_count()}", "lib/libjemalloc.a")
+    program = tree / "torture"
+    run("gcc", *flags, "-pthread", "-DJEMALLOC_MANGLE", "-include", "stdlib.h",
+        "-include", "malloc.h", "-include", tree / "include/jemalloc/jemalloc.h",
+        "-I", tree / "include", "-I", TEST, *(
+            TEST / f"{name}.c" for name in ("torture", "objects", "measure", "util")),
+        tree / "lib/libjemalloc.a", "-o", program, "-lm", "-ldl")
+    return Program(program)
+
+
+def test_no_data_races(racer):
+    """Threads free, allocate and mesh, by ticks and by arena.4096.mesh.
+
+    Not background threads: jemalloc makes those past the sanitizer.
+    """
+    run = racer.run(
+        "-s", 10, "-t", 3, "-b", 4, "-ylp", timeout=300, before=[
+            "env", f"TSAN_OPTIONS=suppressions={TEST / 'tsan.supp'}",
+            "JE_MALLOC_CONF=mesh:true,mesh_period_ms:0,background_thread:false",
+            # The sanitizer knows the layout without randomization only.
+            "setarch", "-R"])
+    races = re.findall(r"SUMMARY: .*", run.stderr)
+    assert run.returncode == 0 and not races, (races, run)
+    assert run.json["mesh"]["nmeshes"] > 1000, run

@@ -1,0 +1,96 @@
+"""What the signal that stops the world may do to a program: nothing.
+
+Runs the cases of signals.c, each a program that does something of its own with
+signals, threads or stacks while the heap is meshed by mesh_barrier:signal.
+"""
+
+import pytest
+
+CONF = "abort_conf:true,mesh:true,mesh_period_ms:-1,mesh_barrier:signal"
+
+
+@pytest.fixture
+def case(program):
+    """A function that runs a case; nothing it wrote to the heap may get lost."""
+
+    def run(*args, lib="release", conf=CONF):
+        run = program("signals").run(*args, lib=lib, conf=conf)
+        assert run.returncode == 0 and run.json["bad"] == 0, run
+        return run.json
+
+    return run
+
+
+def meshed(step):
+    # How much is meshed depends on how soon threads answer on this machine.
+    return step["new"] > 0 and step["mesh"]["barrier"] == "signal"
+
+
+def refused(step, why):
+    return step["new"] == 0 and why in step["mesh"]["off"]
+
+
+@pytest.mark.parametrize("lib", ["release", "debug"])
+def test_thread_that_blocks_signals(case, lib):
+    """Nothing is meshed while a thread cannot be stopped, and that is said."""
+    result = case("block", lib=lib)
+    assert meshed(result["free"]), result
+    assert refused(result["blocked"], "blocks the signal"), result
+    assert meshed(result["unblocked"]), result
+
+
+def test_thread_in_sigwait(case):
+    """A thread that takes every signal there is never gets ours."""
+    result = case("sigwait")
+    assert refused(result["all"], "blocks the signal"), result
+    assert meshed(result["one"]) and result["caught"] == 0, result
+
+
+def test_signal_taken(case):
+    """If the program takes the signal the other one is used, then none."""
+    result = case("take")
+    assert meshed(result["free"]) and meshed(result["one"]), result
+    assert refused(result["both"], "SIGURG and SIGWINCH"), result
+    assert result["caught_before"] == 0 and result["caught"] == 2, result
+    assert meshed(result["again"]), result
+
+
+def test_other_signals(case):
+    """Handlers of all other signals stay and run; ours sent by others is harmless."""
+    result = case("leave")
+    assert meshed(result["free"]) and meshed(result["again"]), result
+    assert result["caught"] == result["sent"] > 50, result
+
+
+def test_no_call_is_interrupted(case):
+    """read, write, accept, connect, sem_wait, waitpid never fail with EINTR."""
+    assert case("restart")["calls"] > 1000
+
+
+@pytest.mark.parametrize("lib", ["release", "debug"])
+def test_threads_come_and_go(case, lib):
+    """Threads that begin and end meanwhile are stopped, too: no write is lost."""
+    result = case("breed", lib=lib)
+    assert result["threads"] > 500 and meshed(result["then"]), result
+
+
+def test_first_thread_has_ended(case):
+    """The zombie that it leaves need not be stopped."""
+    assert meshed(case("orphan")["orphaned"])
+
+
+@pytest.mark.parametrize("kind", ["coroutines", "altstacks"])
+def test_stacks_in_the_heap(case, kind):
+    """A slab is left alone while a thread is stopped on a stack in it."""
+    result = case(kind)
+    assert result["uses"] > 1000, result
+
+
+def test_all_signals_set_back(case):
+    """To set every signal to its default, as daemons do, kills nobody."""
+    assert meshed(case("reset")["then"])
+
+
+def test_exec(case):
+    """A program that replaces itself is not killed by a signal under way."""
+    assert meshed(case("exec", 100)["then"])
