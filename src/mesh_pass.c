@@ -1231,10 +1231,15 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 
 void
 mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
-	if (!arena_meshable(arena) || !arena_is_auto(arena)) {
+	if (arena == NULL || !arena_is_auto(arena)) {
 		return;
 	}
 	malloc_mutex_lock(tsdn, &mesh_mtx);
+	/* Not before: then a slice under way has ended in any case. */
+	if (!arena_meshable(arena)) {
+		malloc_mutex_unlock(tsdn, &mesh_mtx);
+		return;
+	}
 	for (szind_t i = 0; i < SC_NBINS; i++) {
 		if (bin_infos[i].nregs == 1) {
 			continue;
