@@ -15,6 +15,7 @@
 #include "jemalloc/internal/bin_info.h"
 #include "jemalloc/internal/edata.h"
 #include "jemalloc/internal/ql.h"
+#include "jemalloc/internal/sc.h"
 #include "jemalloc/internal/tsd_types.h"
 
 struct bin_s;
@@ -96,6 +97,12 @@ struct mesh_arena_s {
 	atomic_zu_t  saved_max;
 	/* Ranges that are frozen; see mesh_group.c. */
 	atomic_zu_t frozen;
+	/*
+	 * Of each bin: memory for its next slabs (an edata_t), and the binary
+	 * logarithm of how many slabs the next such memory will be for.
+	 */
+	atomic_p_t  reserves[SC_NBINS];
+	atomic_u8_t reserve_lg[SC_NBINS];
 };
 
 /* Statistics of one arena, or the sum of several. */
@@ -239,6 +246,14 @@ void mesh_arena_pass(tsdn_t *tsdn, arena_t *arena);
  * be; no lock may be held.
  */
 void mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena);
+
+/* mesh_reserve.c */
+
+/*
+ * pa_alloc() of a slab, from recycled memory or next to other slabs of its class.
+ * No lock may be held.  NULL: ask pa_alloc().
+ */
+edata_t *mesh_reserve_alloc(tsdn_t *tsdn, arena_t *arena, szind_t binind);
 
 /* mesh_fork.c */
 
