@@ -55,11 +55,13 @@ struct mesh_bin_s {
 	 * the next search of the bin tries again.
 	 */
 	edata_list_active_t limbo;
-	/* The low half of bin->stats.ndalloc when the bin was last searched. */
+	/*
+	 * The low half of bin->stats.ndalloc when the bin was last scanned; less
+	 * than that if the scan has left something to do.
+	 */
 	uint32_t ndalloc_seen;
-	/* Looks to pass over before searching again: a fruitless search costs. */
-	uint16_t nskip;
-	/* The value nskip starts from after the next fruitless search. */
+	/* Looks at it since, and those to pass over before the next scan. */
+	uint16_t nlooks;
 	uint16_t backoff;
 };
 
@@ -103,6 +105,8 @@ struct mesh_arena_s {
 	 */
 	atomic_p_t  reserves[SC_NBINS];
 	atomic_u8_t reserve_lg[SC_NBINS];
+	/* Of each bin: bytes that were left as they are to save mappings. */
+	atomic_zu_t withheld[SC_NBINS];
 };
 
 /* Statistics of one arena, or the sum of several. */

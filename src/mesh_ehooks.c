@@ -8,8 +8,11 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
+#include "jemalloc/internal/mesh_walk.h"
+
 void
 mesh_ehooks_alloc(void *addr, size_t size) {
+	mesh_walk_note(addr, size);
 	/*
 	 * Where the kernel backs any memory with huge pages, to splice a slab out
 	 * of one frees nothing.  Whoever asks for huge pages gets them all the

@@ -20,18 +20,19 @@
 #	define MAP_FIXED_NOREPLACE 0x100000 /* Linux 4.17 */
 #endif
 
-/* A range in the middle of a mapping makes three of it. */
-#define MAPS_PER_SPLICE 2
 /* vm.max_map_count where it cannot be read. */
 #define MAPS_LIMIT_DEFAULT 65530
 /* Counting costs milliseconds, so it has to be worth it. */
 #define MAPS_COUNT_INTERVAL_NS UINT64_C(100000000)
+/* The share of the time that it may take is one in so many. */
+#define MAPS_COUNT_SHARE 64
 
 size_t opt_mesh_max_maps = 0;
 
 static size_t      maps_max;
 static atomic_zu_t maps_bound;
 static nstime_t    maps_counted_at;
+static uint64_t    maps_interval_ns;
 
 void
 mesh_splice_copy(void *window, const void *slab, const uint64_t *live,
@@ -68,7 +69,7 @@ mesh_splice(void *addr, size_t size, void *window) {
 			return true;
 		}
 	}
-	atomic_fetch_add_zu(&maps_bound, MAPS_PER_SPLICE, ATOMIC_RELAXED);
+	atomic_fetch_add_zu(&maps_bound, MESH_MAPS_PER_SPLICE, ATOMIC_RELAXED);
 	return false;
 }
 
@@ -146,31 +147,57 @@ maps_count(void) {
 	return n < 0 ? 0 : lines;
 }
 
+/*
+ * Counts the mappings, unless that was done just now: the kernel has merged some
+ * since, or the program has changed its own.  Returns true, and errno, if they
+ * cannot be counted.
+ */
+static bool
+maps_recount(void) {
+	nstime_t begin, end;
+	nstime_init_update(&begin);
+	if (!nstime_equals_zero(&maps_counted_at)
+	    && nstime_ns_between(&maps_counted_at, &begin) < maps_interval_ns) {
+		return false;
+	}
+	size_t count = maps_count();
+	if (count == 0) {
+		return true;
+	}
+	nstime_init_update(&end);
+	nstime_copy(&maps_counted_at, &end);
+	maps_interval_ns = nstime_ns_between(&begin, &end) * MAPS_COUNT_SHARE;
+	if (maps_interval_ns < MAPS_COUNT_INTERVAL_NS) {
+		maps_interval_ns = MAPS_COUNT_INTERVAL_NS;
+	}
+	atomic_store_zu(&maps_bound, count, ATOMIC_RELAXED);
+	return false;
+}
+
 bool
 mesh_splice_room(size_t n) {
-	size_t need = n * MAPS_PER_SPLICE;
+	size_t need = n * MESH_MAPS_PER_SPLICE;
 	if (mesh_splice_maps() + need <= maps_max) {
 		return true;
 	}
-	/* The kernel has merged mappings since, or the program has gone. */
-	nstime_t now;
-	nstime_init_update(&now);
-	if (nstime_equals_zero(&maps_counted_at)
-	    || nstime_ns_between(&maps_counted_at, &now)
-	        >= MAPS_COUNT_INTERVAL_NS) {
-		size_t count = maps_count();
-		if (count == 0) {
-			return false;
-		}
-		nstime_copy(&maps_counted_at, &now);
-		atomic_store_zu(&maps_bound, count, ATOMIC_RELAXED);
-		if (count + need <= maps_max) {
-			return true;
-		}
+	if (maps_recount()) {
+		return false;
+	}
+	if (mesh_splice_maps() + need <= maps_max) {
+		return true;
 	}
 	/* No system call of ours fails with it. */
 	set_errno(E2BIG);
 	return false;
+}
+
+size_t
+mesh_splice_left(void) {
+	if (mesh_splice_maps() > maps_max / 2) {
+		maps_recount();
+	}
+	size_t maps = mesh_splice_maps();
+	return maps < maps_max ? maps_max - maps : 0;
 }
 
 void
@@ -189,8 +216,8 @@ mesh_splice_boot(void) {
 			}
 			malloc_close(fd);
 		}
-		/* Half is the program's own. */
-		maps_max = limit / 2;
+		/* A quarter at least is the program's own. */
+		maps_max = limit - limit / 4;
 	}
 	maps_distrust();
 }

@@ -3,6 +3,9 @@
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 
+/* Mappings that a splice adds at most: in the middle of one it makes three. */
+#define MESH_MAPS_PER_SPLICE 2
+
 /*
  * Copies the regions whose bits are set in live from slab to window, a physical
  * slab of the same class.  reg_size in bytes, nwords words of bitmap.
@@ -43,6 +46,8 @@ bool mesh_unsplice_copy(void *addr, size_t size);
  * held.
  */
 bool mesh_splice_room(size_t n);
+/* Mappings that are left in the budget; the mesh lock is held. */
+size_t mesh_splice_left(void);
 
 /* Settles the budget; called once, by mesh_boot(). */
 void mesh_splice_boot(void);

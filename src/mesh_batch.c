@@ -1,0 +1,745 @@
+/*
+ * Batches: some ranges of one bin move to their leaders' memory behind one
+ * barrier.
+ *
+ *   hold     under the bin lock, take the slabs out of the bin, as far as they
+ *            still are there and still disjoint
+ *   raise    keep writers away from all ranges that will move
+ *   copy     their live regions into their leaders' physical slabs
+ *   splice   map those at the ranges
+ *   lower    let writers on
+ *   join     under the bin lock, settle with the bitmaps as they are now, so that
+ *            frees meanwhile are not lost, and put the slabs back
+ *
+ * A move is one range and the physical slab that it will map.  Moves of neighbours
+ * to neighbours are a piece, for which the kernel is asked once.  Leaders that are
+ * not in the store yet move there first, to their own place.
+ *
+ * A step that the kernel refuses leaves the range where it was.  A unit is a
+ * private slab, or a leader with its followers.  To move a whole group its
+ * followers move one by one, the leader last; at every point in between all ranges
+ * map memory that holds their regions.
+ *
+ * Called by mesh_scan.  Lock order: mesh lock, bin lock (a leaf).  Between raise
+ * and lower no lock may be taken and nothing in the heap written, since an
+ * allocating thread may wait in the barrier while it holds a bin lock.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/extent_dss.h"
+#include "jemalloc/internal/mesh_barrier.h"
+#include "jemalloc/internal/mesh_batch.h"
+#include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_range.h"
+#include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_store.h"
+
+/* Most bytes of a run that move at once: a writer may wait for all of it. */
+#define RUN_SIZE_MAX (ZU(1) << 17)
+
+/* A range that moves. */
+typedef struct move_s move_t;
+struct move_s {
+	edata_t *slab;
+	/* The slab that it will follow, or slab itself: it goes to the store. */
+	edata_t *leader;
+	/* The physical slab that it will map. */
+	byte_t *window;
+	/* Of a leader that follows: the memory that it leaves behind. */
+	void *left;
+	/* The first move of the same unit; the unit's leader goes last. */
+	unsigned unit;
+	/* It may not move: it is locked, or what it leaves cannot be freed. */
+	bool stuck;
+	/* How far it got. */
+	bool raised;
+	bool spliced;
+	/* Its own live regions when it was held. */
+	uint64_t live[BITMAP_GROUPS_MAX];
+};
+
+typedef struct batch_s batch_t;
+struct batch_s {
+	/* First those that go to the store, then those that follow. */
+	move_t   moves[MESH_BATCH_MOVES];
+	unsigned nmoves;
+	unsigned nleads;
+	/* Slabs that are held, but do not move. */
+	edata_t *held[MESH_BATCH_MOVES];
+	unsigned nheld;
+	/* Of mesh_batch_group(): all that is live in the leader's slab. */
+	uint64_t live[BITMAP_GROUPS_MAX];
+	/* The members of a group come back into the store. */
+	bool thaw;
+};
+
+/* Guarded by the mesh lock; stacks may be small. */
+static batch_t the_batch;
+
+const char mesh_refused_locked[] =
+    "the program has locked its memory (mlock, mlockall), and locked memory is "
+    "not meshed";
+
+const char *
+mesh_refusal_name(int err) {
+	switch (err) {
+	case E2BIG:
+		return "the budget of mappings is used up; raise mesh_max_maps "
+		       "and vm.max_map_count";
+	case ENOENT:
+		return "/proc/self/maps cannot be read, and so the mappings not "
+		       "be counted; mount /proc";
+	case EMFILE:
+		return "no file descriptor is left; raise RLIMIT_NOFILE "
+		       "(ulimit -n)";
+	case ENFILE:
+		return "the system has no file descriptor left; raise "
+		       "fs.file-max";
+	case EFBIG:
+		return "RLIMIT_FSIZE (ulimit -f) keeps files small; set it to "
+		       "unlimited";
+	case EAGAIN:
+		/* Of mmap: it would have to be locked, and may not. */
+	case MESH_ELOCKED:
+		return mesh_refused_locked;
+	case EBADF:
+		return "the program has closed the descriptors of meshing; "
+		       "leave open those named memfd:jemalloc-mesh and "
+		       "userfaultfd";
+	case ENOMEM:
+	case ENOSPC:
+	case EFAULT:
+		return "memory, address space or mappings are short; raise the "
+		       "memory limit, RLIMIT_AS (ulimit -v) or "
+		       "vm.max_map_count";
+	case EPERM:
+	case EACCES:
+	case ENOSYS:
+		return "the process is not permitted memfd_create, mremap or "
+		       "userfaultfd any more; permit them in its seccomp "
+		       "filter";
+	default:
+		return "the kernel refused a memfd, a mapping or userfaultfd";
+	}
+}
+
+bool
+mesh_arena_meshable(arena_t *arena) {
+	return arena != NULL
+	    && !atomic_load_b(&arena->mesh.custom_hooks, ATOMIC_RELAXED);
+}
+
+static unsigned
+site_nwords(const mesh_site_t *site) {
+	return (unsigned)bin_infos[site->binind].bitmap_info.ngroups;
+}
+
+static size_t
+site_size(const mesh_site_t *site) {
+	return bin_infos[site->binind].slab_size;
+}
+
+/* A coroutine's stack may lie in the heap; ours must not move. */
+static bool
+slab_has_stack(const edata_t *slab) {
+	const byte_t *addr = (const byte_t *)edata_addr_get(slab);
+	const byte_t *stack = (const byte_t *)&addr;
+	return stack >= addr && stack < addr + edata_size_get(slab);
+}
+
+/*
+ * slab's edata_t may describe anything by now; the bit is set only under the lock
+ * of the bin that the other fields name.
+ */
+bool
+mesh_batch_pickable(const mesh_site_t *site, const edata_t *slab) {
+	if (!edata_mesh_nonfull_get(slab)
+	    || edata_szind_get_maybe_invalid(slab) != site->binind
+	    || edata_binshard_get(slab) != site->binshard
+	    || edata_arena_ind_get(slab) != arena_ind_get(site->arena)) {
+		return false;
+	}
+	void *addr = edata_addr_get(slab);
+	return mesh_arena_meshable(site->arena)
+	    && edata_pai_get(slab) == EXTENT_PAI_PAC && !edata_guarded_get(slab)
+	    && mesh_store_fits(addr, edata_size_get(slab))
+	    && (!have_dss || !extent_in_dss(addr)) && !slab_has_stack(slab)
+	    && !mesh_group_frozen(site->arena, (edata_t *)slab);
+}
+
+/******************************************************************************/
+/* Hold. */
+
+static void
+batch_begin(batch_t *batch) {
+	batch->nmoves = 0;
+	batch->nleads = 0;
+	batch->nheld = 0;
+	batch->thaw = false;
+}
+
+static move_t *
+batch_move_add(const mesh_site_t *site, batch_t *batch, edata_t *slab,
+    edata_t *leader, unsigned unit) {
+	move_t *move = &batch->moves[batch->nmoves++];
+	move->slab = slab;
+	move->leader = leader;
+	move->window = NULL;
+	move->left = NULL;
+	move->unit = unit;
+	move->stuck = false;
+	move->raised = false;
+	move->spliced = false;
+	mesh_group_live(slab, move->live);
+	mesh_group_hold(site->bin, slab);
+	batch->nleads += (slab == leader);
+	return move;
+}
+
+static void
+batch_hold_add(const mesh_site_t *site, batch_t *batch, edata_t *slab) {
+	mesh_group_hold(site->bin, slab);
+	batch->held[batch->nheld++] = slab;
+}
+
+/* Adds the leader of what follows: it moves if it is private, or frozen. */
+static void
+batch_leader_add(const mesh_site_t *site, batch_t *batch, edata_t *leader) {
+	if (mesh_group_get(leader) == NULL
+	    || mesh_group_frozen(site->arena, leader)) {
+		batch_move_add(site, batch, leader, leader, batch->nmoves);
+	} else {
+		batch_hold_add(site, batch, leader);
+	}
+}
+
+/*
+ * Adds a unit, or as many followers of it as there is room for, unless it
+ * overlaps what the batch has already.  The bin lock is held.
+ */
+static void
+batch_unit_add(
+    mesh_site_t *site, batch_t *batch, edata_t *slab, edata_t *leader) {
+	unsigned nwords = site_nwords(site);
+	uint64_t live[BITMAP_GROUPS_MAX];
+	mesh_group_live(slab, live);
+	for (unsigned w = 0; w < nwords; w++) {
+		if ((live[w] & batch->live[w]) != 0) {
+			return;
+		}
+	}
+	for (unsigned w = 0; w < nwords; w++) {
+		batch->live[w] |= live[w];
+	}
+
+	unsigned      unit = batch->nmoves;
+	mesh_group_t *group = mesh_group_get(slab);
+	unsigned      nfollowers = 0;
+	if (group != NULL) {
+		edata_t *follower;
+		ql_foreach (follower, &group->followers.head, ql_link_active) {
+			if (batch->nmoves > MESH_BATCH_UNITS) {
+				break;
+			}
+			move_t *move = batch_move_add(
+			    site, batch, follower, leader, unit);
+			for (unsigned w = 0; w < nwords; w++) {
+				live[w] &= ~move->live[w];
+			}
+			nfollowers++;
+		}
+		if (nfollowers < group->nfollowers
+		    || batch->nmoves > MESH_BATCH_UNITS) {
+			batch_hold_add(site, batch, slab);
+			return;
+		}
+	}
+	move_t *move = batch_move_add(site, batch, slab, leader, unit);
+	/* The followers go before it and leave it only what is its own. */
+	memcpy(move->live, live, nwords * sizeof(live[0]));
+}
+
+/*
+ * How many of n pairs of a run can go at once; their number is bounded by what a
+ * writer may have to wait for.  The bin lock is held.
+ */
+static unsigned
+run_check(const mesh_site_t *site, edata_t **leaders, edata_t **followers,
+    unsigned n) {
+	size_t   fit = RUN_SIZE_MAX / site_size(site);
+	unsigned max = fit < 1                   ? 1
+	    : fit < MESH_BATCH_MOVES / 2 ? (unsigned)fit
+	                                         : MESH_BATCH_MOVES / 2;
+	unsigned i;
+	for (i = 0; i < n && i < max; i++) {
+		uint64_t a[BITMAP_GROUPS_MAX], b[BITMAP_GROUPS_MAX];
+		if (!mesh_batch_pickable(site, leaders[i])
+		    || !mesh_batch_pickable(site, followers[i])
+		    || mesh_group_get(followers[i]) != NULL) {
+			break;
+		}
+		mesh_group_live(leaders[i], a);
+		mesh_group_live(followers[i], b);
+		uint64_t both = 0;
+		for (unsigned w = 0; w < site_nwords(site); w++) {
+			both |= a[w] & b[w];
+		}
+		if (both != 0) {
+			break;
+		}
+	}
+	return i;
+}
+
+/*
+ * Whether group, which may have ended since it was seen, can get its frozen
+ * members back.  The bin lock is held.  A leader without live regions is on its
+ * way to the page allocator.
+ */
+static bool
+group_thawable(const mesh_site_t *site, const mesh_group_t *group) {
+	edata_t *leader = group->leader;
+	return leader != NULL && !edata_mesh_held_get(leader)
+	    && edata_nfree_get(leader) < bin_infos[site->binind].nregs
+	    && mesh_arena_meshable(site->arena) && !slab_has_stack(leader);
+}
+
+/*
+ * Adds the frozen members of a group, as many as there is room for, and leaves the
+ * leader what is its own.  The bin lock is held.
+ */
+static void
+batch_thaw_add(
+    const mesh_site_t *site, batch_t *batch, const mesh_group_t *group) {
+	edata_t *leader = group->leader;
+	batch->thaw = true;
+	batch_leader_add(site, batch, leader);
+	edata_t *follower;
+	ql_foreach (follower, &group->followers.head, ql_link_active) {
+		uint64_t live[BITMAP_GROUPS_MAX];
+		mesh_group_live(follower, live);
+		for (unsigned w = 0; batch->nleads > 0 && w < site_nwords(site);
+		     w++) {
+			batch->moves[0].live[w] &= ~live[w];
+		}
+		if (batch->nmoves <= MESH_BATCH_UNITS
+		    && !slab_has_stack(follower)
+		    && mesh_group_frozen(site->arena, follower)) {
+			batch_move_add(
+			    site, batch, follower, leader, batch->nmoves);
+		}
+	}
+}
+
+/******************************************************************************/
+/* Pieces. */
+
+static void *
+slab_end(const edata_t *slab, size_t size) {
+	return (byte_t *)edata_addr_get(slab) + size;
+}
+
+/*
+ * The end of the piece that begins with move i: of the same kind, the ranges and
+ * the windows side by side.
+ */
+static unsigned
+piece_end(const batch_t *batch, unsigned i, size_t size) {
+	unsigned end = i < batch->nleads ? batch->nleads : batch->nmoves;
+	unsigned j = i + 1;
+	while (j < end
+	    && slab_end(batch->moves[j - 1].slab, size)
+	        == edata_addr_get(batch->moves[j].slab)
+	    && batch->moves[j - 1].window + size == batch->moves[j].window
+	    && batch->moves[j].stuck == batch->moves[i].stuck) {
+		j++;
+	}
+	return j;
+}
+
+/* Whether all moves of the unit before move i came through. */
+static bool
+batch_unit_came_through(const batch_t *batch, unsigned i) {
+	for (unsigned j = batch->moves[i].unit; j < i; j++) {
+		if (!batch->moves[j].spliced) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/******************************************************************************/
+/* From raise to lower. */
+
+/*
+ * The end of what can be prepared with move i: side by side, and their leaders as
+ * well.
+ */
+static unsigned
+span_end(const batch_t *batch, unsigned i, size_t size) {
+	unsigned end = i < batch->nleads ? batch->nleads : batch->nmoves;
+	unsigned j = i + 1;
+	while (j < end
+	    && slab_end(batch->moves[j - 1].slab, size)
+	        == edata_addr_get(batch->moves[j].slab)
+	    && slab_end(batch->moves[j - 1].leader, size)
+	        == edata_addr_get(batch->moves[j].leader)) {
+		j++;
+	}
+	return j;
+}
+
+static unsigned
+batch_nspans(const batch_t *batch, size_t size) {
+	unsigned n = 0;
+	for (unsigned i = 0; i < batch->nmoves;
+	     i = span_end(batch, i, size)) {
+		n++;
+	}
+	return n;
+}
+
+/*
+ * Finds the windows, and gives what the moves leave and where they go to all its
+ * memory.  Returns true, and errno, if the kernel refused; *stuck is why some of
+ * them cannot move, if so.
+ */
+static bool
+batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
+	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
+		end = span_end(batch, i, size);
+		move_t *first = &batch->moves[i];
+		byte_t *window = (byte_t *)mesh_store_window(tsdn,
+		    edata_addr_get(first->leader), (end - i) * size);
+		if (window == NULL) {
+			return true;
+		}
+		void *addr = edata_addr_get(first->slab);
+		bool  locked = mesh_range_locked(addr, (end - i) * size);
+		for (unsigned j = i; j < end; j++) {
+			batch->moves[j].window = window + (j - i) * size;
+			batch->moves[j].stuck = locked;
+		}
+		if (!locked && i >= batch->nleads
+		    && edata_mesh_role_get(first->slab) == edata_mesh_leader) {
+			/* Of a run no leader follows: this is one move. */
+			first->left = mesh_store_window(tsdn, addr, size);
+			first->stuck = (first->left == NULL);
+		}
+		if (first->stuck) {
+			*stuck = mesh_refusal_name(get_errno());
+		}
+	}
+	return false;
+}
+
+/*
+ * Keeps writers off.  A range in use, where a thread has its stack, is just passed
+ * over; anything else is a refusal of the kernel's.
+ */
+static void
+batch_raise(batch_t *batch, size_t size, const char **why) {
+	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
+		end = piece_end(batch, i, size);
+		move_t *move = &batch->moves[i];
+		if (move->stuck) {
+			continue;
+		}
+		bool raised = !mesh_barrier_raise(
+		    edata_addr_get(move->slab), (end - i) * size);
+		if (!raised && get_errno() != EBUSY) {
+			*why = mesh_refusal_name(get_errno());
+		}
+		for (unsigned j = i; j < end; j++) {
+			batch->moves[j].raised = raised;
+		}
+	}
+}
+
+static void
+batch_copy(const mesh_site_t *site, batch_t *batch) {
+	for (unsigned i = 0; i < batch->nmoves; i++) {
+		move_t *move = &batch->moves[i];
+		if (move->raised) {
+			mesh_splice_copy(move->window,
+			    edata_addr_get(move->slab), move->live,
+			    site_nwords(site),
+			    bin_infos[site->binind].reg_size);
+		}
+	}
+}
+
+/* Splices the moves from i to end.  Returns true if any stayed where it was. */
+static bool
+batch_splice_some(batch_t *batch, unsigned i, unsigned end, size_t size,
+    const char **why) {
+	bool stayed = false;
+	while (i < end) {
+		unsigned next = piece_end(batch, i, size);
+		move_t  *move = &batch->moves[i];
+		bool     spliced = false;
+		if (move->raised && batch_unit_came_through(batch, i)) {
+			spliced = !mesh_splice(edata_addr_get(move->slab),
+			    (next - i) * size, move->window);
+			if (!spliced) {
+				*why = mesh_refusal_name(get_errno());
+			}
+		}
+		stayed |= !spliced;
+		for (; i < next; i++) {
+			batch->moves[i].spliced = spliced;
+		}
+	}
+	return stayed;
+}
+
+static void
+batch_lower(batch_t *batch, size_t size) {
+	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
+		end = piece_end(batch, i, size);
+		move_t *move = &batch->moves[i];
+		if (move->raised) {
+			mesh_barrier_lower(edata_addr_get(move->slab),
+			    (end - i) * size, move->spliced);
+		}
+	}
+}
+
+/*
+ * Raise, copy, splice, lower.  No lock but the mesh lock is held; all slabs of
+ * the batch are.  Returns the reason why some of it was not to be had, or NULL.
+ */
+static const char *
+batch_splice(const mesh_site_t *site, batch_t *batch) {
+	size_t      size = site_size(site);
+	const char *why = mesh_barrier_begin();
+	if (why != NULL) {
+		return why;
+	}
+	batch_raise(batch, size, &why);
+	batch_copy(site, batch);
+	if (!batch_splice_some(batch, 0, batch->nleads, size, &why)) {
+		batch_splice_some(
+		    batch, batch->nleads, batch->nmoves, size, &why);
+	}
+	batch_lower(batch, size);
+	mesh_barrier_end();
+	return why;
+}
+
+/******************************************************************************/
+/* Join. */
+
+/* Gives back what nobody maps any more. */
+static void
+batch_punch(const mesh_site_t *site, batch_t *batch) {
+	for (unsigned i = 0; i < batch->nmoves; i++) {
+		move_t *move = &batch->moves[i];
+		if (i < batch->nleads) {
+			/* If it was frozen, its place may be a private view's. */
+			if (!move->spliced && !batch->thaw
+			    && move->window != NULL) {
+				mesh_store_punch(
+				    move->window, site_size(site));
+			}
+		} else if (move->spliced && move->left != NULL) {
+			mesh_store_punch(move->left, site_size(site));
+		}
+	}
+}
+
+/* Bookkeeping of what came through; the bin lock is held. */
+static void
+batch_join(mesh_site_t *site, batch_t *batch, edata_list_active_t *dead) {
+	for (unsigned i = 0; i < batch->nmoves; i++) {
+		edata_t *slab = batch->moves[i].slab;
+		edata_t *leader = batch->moves[i].leader;
+		if (!batch->moves[i].spliced) {
+			continue;
+		}
+		if (slab == leader && mesh_group_get(slab) == NULL) {
+			mesh_group_lead(site->arena, site->bin, slab,
+			    site->spares[--site->nspares]);
+		} else if (mesh_group_get(slab) == mesh_group_get(leader)) {
+			mesh_group_thaw(site->arena, slab);
+		} else {
+			mesh_group_join(site->arena, site->bin, slab, leader);
+		}
+	}
+	/*
+	 * Followers first, since a leader may be released only without any.
+	 */
+	for (unsigned i = 0; i < batch->nmoves; i++) {
+		edata_t *slab = batch->moves[i].slab;
+		if (edata_mesh_role_get(slab) == edata_mesh_follower) {
+			mesh_group_unhold(site->bin, slab, dead);
+		}
+	}
+	for (unsigned i = 0; i < batch->nmoves; i++) {
+		edata_t *slab = batch->moves[i].slab;
+		if (edata_mesh_held_get(slab)) {
+			mesh_group_unhold(site->bin, slab, dead);
+		}
+	}
+	for (unsigned i = 0; i < batch->nheld; i++) {
+		mesh_group_unhold(site->bin, batch->held[i], dead);
+	}
+}
+
+/* Sees to n descriptors for new groups.  Returns true if there is no memory. */
+static bool
+site_spares(tsdn_t *tsdn, mesh_site_t *site, unsigned n) {
+	if (site->nspares >= n) {
+		return false;
+	}
+	malloc_mutex_lock(tsdn, &site->bin->lock);
+	while (site->nspares < n) {
+		mesh_group_t *spare = mesh_group_recycle(site->bin);
+		if (spare == NULL) {
+			break;
+		}
+		site->spares[site->nspares++] = spare;
+	}
+	malloc_mutex_unlock(tsdn, &site->bin->lock);
+	while (site->nspares < n) {
+		mesh_group_t *spare = (mesh_group_t *)base_alloc(tsdn,
+		    site->arena->base, sizeof(mesh_group_t), QUANTUM);
+		if (spare == NULL) {
+			return true;
+		}
+		site->spares[site->nspares++] = spare;
+	}
+	return false;
+}
+
+void
+mesh_batch_end(tsdn_t *tsdn, mesh_site_t *site) {
+	if (site->nspares == 0) {
+		return;
+	}
+	malloc_mutex_lock(tsdn, &site->bin->lock);
+	while (site->nspares > 0) {
+		mesh_group_discard(site->bin, site->spares[--site->nspares]);
+	}
+	malloc_mutex_unlock(tsdn, &site->bin->lock);
+}
+
+/* From the slabs that are held to those that are put back. */
+static mesh_batch_result_t
+batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
+	mesh_batch_result_t result = {0};
+	const char         *why = NULL;
+	const char         *stuck = NULL;
+	/* Leaders alone need not move. */
+	if (batch->nmoves > batch->nleads || batch->thaw) {
+		unsigned nspans = batch_nspans(batch, site_size(site));
+		if (!mesh_splice_room(nspans) || mesh_barrier_open()
+		    || batch_prepare(tsdn, batch, site_size(site), &stuck)) {
+			why = mesh_refusal_name(get_errno());
+		} else {
+			why = batch_splice(site, batch);
+			result.nspans = nspans;
+		}
+		batch_punch(site, batch);
+		why = why != NULL ? why : stuck;
+	}
+	unsigned nmeshed = 0;
+	for (unsigned i = 0; i < batch->nmoves; i++) {
+		if (batch->moves[i].spliced
+		    && (i >= batch->nleads || batch->thaw)) {
+			result.nmoved++;
+			nmeshed += !batch->thaw;
+		}
+	}
+	if (result.nmoved == 0) {
+		result.why = why;
+		result.nrefused = batch->nmoves - batch->nleads;
+	}
+
+	edata_list_active_t dead;
+	edata_list_active_init(&dead);
+	malloc_mutex_lock(tsdn, &site->bin->lock);
+	batch_join(site, batch, &dead);
+	malloc_mutex_unlock(tsdn, &site->bin->lock);
+	mesh_group_release(tsdn, site->arena, &dead);
+	atomic_fetch_add_u64(
+	    &site->arena->mesh.nmeshes, nmeshed, ATOMIC_RELAXED);
+	return result;
+}
+
+/******************************************************************************/
+
+mesh_batch_result_t
+mesh_batch_run(tsdn_t *tsdn, mesh_site_t *site, edata_t **leaders,
+    edata_t **followers, unsigned n) {
+	batch_t *batch = &the_batch;
+	batch_begin(batch);
+	mesh_store_windows_bound();
+	if (site_spares(tsdn, site, MESH_BATCH_MOVES / 2)) {
+		return (mesh_batch_result_t){.ndone = n};
+	}
+	malloc_mutex_lock(tsdn, &site->bin->lock);
+	unsigned count = run_check(site, leaders, followers, n);
+	for (unsigned i = 0; i < count; i++) {
+		batch_leader_add(site, batch, leaders[i]);
+	}
+	for (unsigned i = 0; i < count; i++) {
+		batch_move_add(
+		    site, batch, followers[i], leaders[i], batch->nmoves);
+	}
+	malloc_mutex_unlock(tsdn, &site->bin->lock);
+
+	mesh_batch_result_t result = {0};
+	if (count > 0) {
+		result = batch_carry_out(tsdn, site, batch);
+	}
+	/* If it ended with a pair that does not fit any more, without that. */
+	result.ndone = count > 0 ? count : 1;
+	return result;
+}
+
+mesh_batch_result_t
+mesh_batch_group(tsdn_t *tsdn, mesh_site_t *site, edata_t *leader,
+    edata_t **units, unsigned n) {
+	batch_t *batch = &the_batch;
+	batch_begin(batch);
+	mesh_store_windows_bound();
+	assert(n <= MESH_BATCH_UNITS);
+	if (site_spares(tsdn, site, 1)) {
+		return (mesh_batch_result_t){0};
+	}
+	malloc_mutex_lock(tsdn, &site->bin->lock);
+	bool pickable = mesh_batch_pickable(site, leader);
+	if (pickable) {
+		mesh_group_live(leader, batch->live);
+		batch_leader_add(site, batch, leader);
+		for (unsigned i = 0;
+		     i < n && batch->nmoves <= MESH_BATCH_UNITS; i++) {
+			if (mesh_batch_pickable(site, units[i])) {
+				batch_unit_add(site, batch, units[i], leader);
+			}
+		}
+	}
+	malloc_mutex_unlock(tsdn, &site->bin->lock);
+	return pickable ? batch_carry_out(tsdn, site, batch)
+	                : (mesh_batch_result_t){0};
+}
+
+mesh_batch_result_t
+mesh_batch_thaw(tsdn_t *tsdn, mesh_site_t *site, const mesh_group_t *group) {
+	batch_t *batch = &the_batch;
+	batch_begin(batch);
+	mesh_store_windows_bound();
+	malloc_mutex_lock(tsdn, &site->bin->lock);
+	bool thawable = group_thawable(site, group);
+	if (thawable) {
+		batch_thaw_add(site, batch, group);
+	}
+	malloc_mutex_unlock(tsdn, &site->bin->lock);
+	return thawable && batch->nmoves + batch->nheld > 0
+	    ? batch_carry_out(tsdn, site, batch)
+	    : (mesh_batch_result_t){0};
+}

@@ -1,0 +1,70 @@
+#ifndef JEMALLOC_INTERNAL_MESH_BATCH_H
+#define JEMALLOC_INTERNAL_MESH_BATCH_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/mesh.h"
+
+/* Most ranges that move behind one barrier, leaders included. */
+#define MESH_BATCH_MOVES 64
+/* Most units that follow one leader in one batch. */
+#define MESH_BATCH_UNITS 16
+
+/* The bin that batches are about, and descriptors for its next groups. */
+typedef struct mesh_site_s mesh_site_t;
+struct mesh_site_s {
+	arena_t       *arena;
+	struct bin_s  *bin;
+	szind_t        binind;
+	unsigned       binshard;
+	mesh_group_t  *spares[MESH_BATCH_MOVES / 2];
+	unsigned       nspares;
+};
+
+/* What has come of a batch. */
+typedef struct mesh_batch_result_s mesh_batch_result_t;
+struct mesh_batch_result_s {
+	/* Ranges that moved, leaders that went to the store not counted. */
+	unsigned nmoved;
+	/* What the batch was about: pairs of a run that are dealt with. */
+	unsigned ndone;
+	/* Pieces that the kernel was asked for, a mapping or two each. */
+	unsigned nspans;
+	/* Ranges that should have moved, if none has, and why not; else NULL. */
+	unsigned    nrefused;
+	const char *why;
+};
+
+/*
+ * Whether slab may be picked.  The bin lock is held; what was seen of slab may be
+ * long past.
+ */
+bool mesh_batch_pickable(const mesh_site_t *site, const edata_t *slab);
+/* Whether slabs of the arena may be meshed. */
+bool mesh_arena_meshable(arena_t *arena);
+
+/*
+ * All of these are called with the mesh lock held, and no other.
+ *
+ * run: slabs followers[i], neighbours in this order, come to follow leaders[i],
+ * neighbours, too, for i < n.  As many of the first pairs as one batch takes.
+ * group: what it can of the units units[0, n), slabs or leaders with their
+ * followers, comes to follow leader; n is at most MESH_BATCH_UNITS.
+ * thaw: the frozen members of a group that may have ended come back into the
+ * store, as many as one batch takes.
+ */
+mesh_batch_result_t mesh_batch_run(tsdn_t *tsdn, mesh_site_t *site,
+    edata_t **leaders, edata_t **followers, unsigned n);
+mesh_batch_result_t mesh_batch_group(tsdn_t *tsdn, mesh_site_t *site,
+    edata_t *leader, edata_t **units, unsigned n);
+mesh_batch_result_t mesh_batch_thaw(
+    tsdn_t *tsdn, mesh_site_t *site, const mesh_group_t *group);
+
+/* Gives the site's descriptors back to the bin. */
+void mesh_batch_end(tsdn_t *tsdn, mesh_site_t *site);
+
+/* The reason of a refusal, from errno, as a clause. */
+const char *mesh_refusal_name(int err);
+/* The one of them that is about single ranges, not about all. */
+extern const char mesh_refused_locked[];
+
+#endif /* JEMALLOC_INTERNAL_MESH_BATCH_H */

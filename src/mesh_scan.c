@@ -1,0 +1,545 @@
+/*
+ * The scan: finds the slabs of one bin that can share memory, and has that carried
+ * out.
+ *
+ * It goes through the bin's non-full slabs in the order of their addresses, block
+ * by block, so that spliced ranges lie close together: then neighbours are one
+ * mapping, and fork finds them in few places.  Of each block it copies the live
+ * bitmaps, under the bin lock, some hundred slabs at a time, and without it
+ *
+ *   - sweeps for runs (mesh_run.c), which cost one mapping for many slabs;
+ *   - matches all that is left (mesh_match.c), slab by slab.
+ *
+ * Mappings are scarce.  What the budget leaves is shared among all blocks by what
+ * each could release.  Where that is plenty, runs of two are good enough, and all
+ * that is left is matched.  Where it is not, only the longest runs are taken at
+ * first, then shorter ones until the block's share is used up; and half of the
+ * slabs may lead, as emptier leaders make longer runs.
+ *
+ * Called by mesh_pass, under the mesh lock, in slices.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_scan.h"
+#include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_walk.h"
+
+/* Most slabs of a block: enough for good matches, few enough to lie close. */
+#define BLOCK_SLABS_MAX (ZU(1) << 13)
+/* Slabs that are looked at in one hold of the bin lock, some ten microseconds. */
+#define LOOK_SLABS 128
+/* Bitmap tests between two looks at the clock. */
+#define MATCH_WORK 20000
+/*
+ * Most followers of a leader that may follow another one: each has to move, and
+ * only one slab is released.
+ */
+#define UNIT_FOLLOWERS_MAX 4
+
+static unsigned
+scan_nwords(const mesh_scan_t *scan) {
+	return (unsigned)bin_infos[scan->site.binind].bitmap_info.ngroups;
+}
+
+static size_t
+scan_size(const mesh_scan_t *scan) {
+	return bin_infos[scan->site.binind].slab_size;
+}
+
+bool
+mesh_scan_due(arena_t *arena, bin_t *bin, szind_t binind) {
+	const bin_info_t *info = &bin_infos[binind];
+	return !config_stats || !edata_list_active_empty(&bin->mesh.limbo)
+	    || atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED) > 0
+	    || ((uint32_t)bin->stats.ndalloc != bin->mesh.ndalloc_seen
+	        && bin->stats.nonfull_slabs >= 2
+	        && bin->stats.curslabs * info->nregs - bin->stats.curregs
+	            >= info->nregs);
+}
+
+/* Bytes that a bin could do without if all slabs were full; it is locked. */
+static size_t
+bin_demand(const bin_t *bin, szind_t binind) {
+	const bin_info_t *info = &bin_infos[binind];
+	size_t            nregs = bin->stats.curslabs * info->nregs;
+	size_t            nfree = nregs > bin->stats.curregs
+	               ? nregs - bin->stats.curregs
+	               : 0;
+	return nfree / info->nregs * info->slab_size;
+}
+
+/* The same of all bins that may be meshed. */
+static size_t
+demand_read(tsdn_t *tsdn) {
+	size_t demand = 0;
+	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		if (!mesh_arena_meshable(arena)) {
+			continue;
+		}
+		for (szind_t j = 0; j < SC_NBINS; j++) {
+			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
+				bin_t *bin = arena_get_bin(arena, j, k);
+				malloc_mutex_lock(tsdn, &bin->lock);
+				demand += bin_infos[j].nregs > 1
+				    ? bin_demand(bin, j)
+				    : 0;
+				malloc_mutex_unlock(tsdn, &bin->lock);
+			}
+		}
+	}
+	return demand;
+}
+
+/* Takes in what a batch has come to.  Returns whether the scan may go on. */
+static bool
+scan_batched(mesh_scan_t *scan, const mesh_batch_result_t *result) {
+	scan->nmoved += result->nmoved;
+	scan->nblock_moved += result->nmoved;
+	scan->share -= result->nspans < scan->share ? result->nspans
+	                                            : scan->share;
+	if (result->nmoved > 0) {
+		scan->why = NULL;
+	} else if (result->why != NULL) {
+		scan->why = result->why;
+		scan->nrefused += result->nrefused;
+		/* Some memory that is locked is no reason to stop. */
+		scan->refused = (result->why != mesh_refused_locked);
+	}
+	return !scan->refused;
+}
+
+/******************************************************************************/
+/* Begin and end. */
+
+/* Notes the groups of the bin; the bin lock is held. */
+static void
+scan_collect_groups(mesh_scan_t *scan, size_t max) {
+	mesh_group_t *group;
+	ql_foreach (group, &scan->site.bin->mesh.groups, link) {
+		if (scan->nthaw == max) {
+			break;
+		}
+		scan->thaw[scan->nthaw++] = group;
+	}
+}
+
+/* Where the arrays lie in the scratch memory; returns its size. */
+static size_t
+scan_lay_out(mesh_scan_t *scan, size_t nthaw) {
+	unsigned nregs = bin_infos[scan->site.binind].nregs;
+	size_t   n = scan->block_max;
+	size_t   match_size = mesh_match_size(nregs, n);
+	size_t   run_size = mesh_run_size(nregs, n);
+	size_t   line_size = mesh_run_nwords(n) * sizeof(uint64_t);
+	byte_t  *at = scan->scratch;
+	/* First what has to be aligned. */
+	scan->work = at;
+	at += match_size > run_size ? match_size : run_size;
+	scan->next = (uint64_t *)at;
+	at += line_size;
+	scan->stays = (uint64_t *)at;
+	at += line_size;
+	scan->live = (uint64_t *)at;
+	at += n * scan_nwords(scan) * sizeof(uint64_t);
+	scan->slabs = (edata_t **)at;
+	at += n * sizeof(edata_t *);
+	scan->thaw = (mesh_group_t **)at;
+	at += nthaw * sizeof(mesh_group_t *);
+	return (size_t)(at - scan->scratch);
+}
+
+bool
+mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
+    szind_t binind, unsigned binshard) {
+	bin_t *bin = arena_get_bin(arena, binind, binshard);
+	memset(scan, 0, sizeof(*scan));
+	mesh_group_limbo_retry(tsdn, arena, bin);
+	malloc_mutex_lock(tsdn, &bin->lock);
+	/* A hint; the lock is dropped for the memory to list them. */
+	size_t max = config_stats ? bin->stats.nonfull_slabs : BLOCK_SLABS_MAX;
+	bin->mesh.ndalloc_seen = (uint32_t)bin->stats.ndalloc;
+	malloc_mutex_unlock(tsdn, &bin->lock);
+	size_t nthaw = atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED) > 0
+	    ? atomic_load_zu(&arena->mesh.groups, ATOMIC_RELAXED)
+	    : 0;
+	if (max < 2 && nthaw == 0) {
+		return true;
+	}
+
+	scan->site.arena = arena;
+	scan->site.binind = binind;
+	scan->site.binshard = binshard;
+	/* Blocks of equal size, and some room for slabs that come meanwhile. */
+	size_t nblocks = (max + BLOCK_SLABS_MAX - 1) / BLOCK_SLABS_MAX;
+	scan->block_max = max / (nblocks > 0 ? nblocks : 1) + 64;
+	scan->scratch_size = PAGE_CEILING(scan_lay_out(scan, nthaw));
+	bool commit = true;
+	scan->scratch = (byte_t *)pages_map(
+	    NULL, scan->scratch_size, PAGE, &commit);
+	if (scan->scratch == NULL) {
+		scan->why = mesh_refusal_name(get_errno());
+		scan->refused = true;
+		return true;
+	}
+	scan_lay_out(scan, nthaw);
+	scan->demand = demand_read(tsdn);
+
+	scan->site.bin = bin;
+	malloc_mutex_lock(tsdn, &bin->lock);
+	scan_collect_groups(scan, nthaw);
+	malloc_mutex_unlock(tsdn, &bin->lock);
+	return false;
+}
+
+static void
+scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
+	arena_t *arena = scan->site.arena;
+	bin_t   *bin = scan->site.bin;
+	mesh_store_windows_trim();
+	mesh_batch_end(tsdn, &scan->site);
+	pages_unmap(scan->scratch, scan->scratch_size);
+	atomic_fetch_add_u64(&arena->mesh.npasses, 1, ATOMIC_RELAXED);
+	atomic_store_zu(&arena->mesh.withheld[scan->site.binind],
+	    scan->withheld, ATOMIC_RELAXED);
+	if (scan->why != NULL || scan->nmoved * 32 > scan->nseen) {
+		/* It will bring more to scan again, though nothing is freed. */
+		malloc_mutex_lock(tsdn, &bin->lock);
+		bin->mesh.ndalloc_seen -= (uint32_t)scan->nseen;
+		malloc_mutex_unlock(tsdn, &bin->lock);
+	}
+	scan->site.bin = NULL;
+}
+
+/******************************************************************************/
+/* Blocks. */
+
+/* Lists some slabs more.  Returns true when the block is complete. */
+static bool
+scan_walk(tsdn_t *tsdn, mesh_scan_t *scan) {
+	scan->nslabs += mesh_walk(tsdn, arena_ind_get(scan->site.arena),
+	    scan->site.binind, &scan->at, &scan->slabs[scan->nslabs],
+	    scan->block_max - scan->nslabs);
+	return scan->nslabs == scan->block_max || scan->at == UINTPTR_MAX;
+}
+
+static void
+scan_look_begin(mesh_scan_t *scan, mesh_scan_phase_t phase) {
+	size_t line_size = mesh_run_nwords(scan->block_max) * sizeof(uint64_t);
+	memset(scan->next, 0, line_size);
+	memset(scan->stays, 0, line_size);
+	scan->nlooked = 0;
+	scan->nkept = 0;
+	scan->nblock_moved = 0;
+	scan->nlive = 0;
+	scan->phase = phase;
+}
+
+/*
+ * Copies the bitmaps of some slabs, and forgets those that are no candidates any
+ * more.  Returns true when all are done.
+ */
+static bool
+scan_look(tsdn_t *tsdn, mesh_scan_t *scan) {
+	unsigned nwords = scan_nwords(scan);
+	size_t   stop = scan->nlooked + LOOK_SLABS;
+	if (stop > scan->nslabs) {
+		stop = scan->nslabs;
+	}
+	malloc_mutex_lock(tsdn, &scan->site.bin->lock);
+	for (; scan->nlooked < stop; scan->nlooked++) {
+		edata_t *slab = scan->slabs[scan->nlooked];
+		size_t   i = scan->nkept;
+		if (!mesh_batch_pickable(&scan->site, slab)) {
+			continue;
+		}
+		scan->nkept++;
+		scan->slabs[i] = slab;
+		mesh_group_live(slab, &scan->live[i * nwords]);
+		for (unsigned w = 0; w < nwords; w++) {
+			scan->nlive += popcount_lu(scan->live[i * nwords + w]);
+		}
+		if (mesh_group_get(slab) != NULL) {
+			scan->stays[i / 64] |= UINT64_C(1) << (i % 64);
+		}
+		if (i > 0
+		    && (byte_t *)edata_addr_get(scan->slabs[i - 1])
+		            + scan_size(scan)
+		        == edata_addr_get(slab)) {
+			scan->next[(i - 1) / 64] |= UINT64_C(1)
+			    << ((i - 1) % 64);
+		}
+	}
+	malloc_mutex_unlock(tsdn, &scan->site.bin->lock);
+	if (scan->nlooked < scan->nslabs) {
+		return false;
+	}
+	scan->nslabs = scan->nkept;
+	return true;
+}
+
+/* As few slabs as could hold all that is live in the block. */
+static size_t
+block_nneeded(const mesh_scan_t *scan) {
+	unsigned nregs = bin_infos[scan->site.binind].nregs;
+	return (scan->nlive + nregs - 1) / nregs;
+}
+
+/* Gives the block its share of the mappings. */
+static void
+block_share(mesh_scan_t *scan) {
+	size_t n = scan->nslabs - block_nneeded(scan);
+	size_t bytes = n * scan_size(scan);
+	size_t room = mesh_splice_left();
+	if (scan->demand < bytes) {
+		scan->demand = bytes;
+	}
+	scan->share = bytes == 0
+	    ? 0
+	    : (size_t)((double)room * (double)bytes / (double)scan->demand);
+	scan->scarce = scan->share < 2 * n;
+	scan->demand -= bytes;
+}
+
+static void
+block_sweep_begin(mesh_scan_t *scan) {
+	size_t needed = block_nneeded(scan);
+	/* Slabs do not fill up completely. */
+	size_t nleaders = needed + needed / 8 + 1;
+	if (scan->run_wide && nleaders < scan->nslabs / 2) {
+		nleaders = scan->nslabs / 2;
+	}
+	mesh_run_sweep(scan->run, nleaders, scan->run_min);
+}
+
+static void
+block_sweeps_begin(mesh_scan_t *scan) {
+	scan->run = mesh_run_begin(scan->work,
+	    bin_infos[scan->site.binind].nregs, scan->nslabs, scan->live,
+	    scan->next, scan->stays);
+	scan->found.n = 0;
+	scan->run_min = 2;
+	scan->run_wide = false;
+	if (scan->scarce) {
+		size_t n = scan->nslabs - block_nneeded(scan);
+		size_t min = scan->share > 0 ? n * 3 / 2 / scan->share
+		                             : MESH_RUN_MAX;
+		scan->run_min = min > MESH_RUN_MAX / 2 ? MESH_RUN_MAX / 2
+		    : min < 2                      ? 2
+		                                   : (unsigned)min;
+	}
+	block_sweep_begin(scan);
+}
+
+/* The next sweep takes what the last one has left.  Returns true if none would. */
+static bool
+block_sweep_next(mesh_scan_t *scan) {
+	if (!scan->scarce || scan->share == 0) {
+		return true;
+	}
+	if (!scan->run_wide) {
+		scan->run_wide = true;
+	} else if (scan->run_min > 2) {
+		scan->run_min /= 2;
+	} else {
+		return true;
+	}
+	block_sweep_begin(scan);
+	return false;
+}
+
+/* Carries a part of the run that was found out. */
+static void
+block_run(tsdn_t *tsdn, mesh_scan_t *scan) {
+	mesh_run_found_t   *found = &scan->found;
+	mesh_batch_result_t result = mesh_batch_run(tsdn, &scan->site,
+	    &scan->slabs[found->leader], &scan->slabs[found->follower],
+	    found->n);
+	scan_batched(scan, &result);
+	found->leader += result.ndone;
+	found->follower += result.ndone;
+	found->n -= result.ndone;
+}
+
+static void
+block_end(mesh_scan_t *scan) {
+	size_t n = scan->nslabs - block_nneeded(scan);
+	if (scan->scarce && scan->share == 0 && n > scan->nblock_moved) {
+		scan->withheld += (n - scan->nblock_moved) * scan_size(scan);
+		scan->why = mesh_refusal_name(E2BIG);
+	}
+	scan->nslabs = 0;
+	scan->phase = mesh_scan_walk;
+}
+
+/******************************************************************************/
+/* Groups of the matching. */
+
+static unsigned
+slab_nfollowers(const edata_t *slab) {
+	const mesh_group_t *group = mesh_group_get(slab);
+	return group != NULL ? group->nfollowers : 0;
+}
+
+/*
+ * The slab to which the rest of its group moves: the one that would cost most to
+ * move, then the lowest.  A glance without the bin lock; the batch checks.
+ */
+static uint32_t
+group_leader(const mesh_scan_t *scan, size_t g) {
+	uint32_t best = mesh_match_first(scan->match, g);
+	unsigned best_followers = 0;
+	bool     best_leads = false;
+	for (uint32_t i = best; i != MESH_MATCH_END;
+	     i = mesh_match_next(scan->match, g, i)) {
+		const edata_t *slab = scan->slabs[i];
+		bool leads = edata_mesh_role_get(slab) == edata_mesh_leader;
+		unsigned nfollowers = leads ? slab_nfollowers(slab) : 0;
+		if (leads > best_leads
+		    || (leads == best_leads
+		        && (nfollowers > best_followers
+		            || (nfollowers == best_followers
+		                && edata_addr_get(slab)
+		                    < edata_addr_get(scan->slabs[best]))))) {
+			best = i;
+			best_followers = nfollowers;
+			best_leads = leads;
+		}
+	}
+	return best;
+}
+
+/* Has some units of a group moved to its leader. */
+static void
+group_units_run(tsdn_t *tsdn, mesh_scan_t *scan, edata_t *leader,
+    edata_t **units, unsigned n) {
+	mesh_batch_result_t result;
+	do {
+		/* Again while units with many followers come over. */
+		result = mesh_batch_group(tsdn, &scan->site, leader, units, n);
+	} while (scan_batched(scan, &result)
+	    && result.nmoved >= MESH_BATCH_UNITS);
+}
+
+/* Carries out one group of the matching. */
+static void
+group_run(tsdn_t *tsdn, mesh_scan_t *scan, size_t g) {
+	uint32_t first = mesh_match_first(scan->match, g);
+	if (mesh_match_next(scan->match, g, first) == MESH_MATCH_END) {
+		return;
+	}
+	uint32_t leader = group_leader(scan, g);
+	edata_t *units[MESH_BATCH_UNITS];
+	unsigned n = 0;
+	for (uint32_t i = first; i != MESH_MATCH_END && !scan->refused;) {
+		const edata_t *slab = scan->slabs[i];
+		if (i != leader
+		    && (edata_mesh_role_get(slab) != edata_mesh_leader
+		        || slab_nfollowers(slab) <= UNIT_FOLLOWERS_MAX)) {
+			units[n++] = scan->slabs[i];
+		}
+		i = mesh_match_next(scan->match, g, i);
+		if (n == MESH_BATCH_UNITS || (n > 0 && i == MESH_MATCH_END)) {
+			group_units_run(
+			    tsdn, scan, scan->slabs[leader], units, n);
+			n = 0;
+		}
+	}
+}
+
+/* Brings the frozen members of a group back into the store. */
+static void
+group_thaw(tsdn_t *tsdn, mesh_scan_t *scan, const mesh_group_t *group) {
+	mesh_batch_result_t result;
+	do {
+		result = mesh_batch_thaw(tsdn, &scan->site, group);
+	} while (scan_batched(scan, &result)
+	    && result.nmoved >= MESH_BATCH_UNITS);
+}
+
+/******************************************************************************/
+
+/* One small step. */
+static void
+scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
+	switch (scan->phase) {
+	case mesh_scan_thaw:
+		if (scan->nthaw > 0) {
+			group_thaw(tsdn, scan, scan->thaw[--scan->nthaw]);
+		} else {
+			scan->phase = mesh_scan_walk;
+		}
+		break;
+	case mesh_scan_walk:
+		if (scan->at == UINTPTR_MAX) {
+			scan->phase = mesh_scan_done;
+		} else if (scan_walk(tsdn, scan)) {
+			scan_look_begin(scan, mesh_scan_look);
+		}
+		break;
+	case mesh_scan_look:
+		if (scan_look(tsdn, scan)) {
+			scan->nseen += scan->nslabs;
+			block_share(scan);
+			block_sweeps_begin(scan);
+			scan->phase = mesh_scan_sweep;
+		}
+		break;
+	case mesh_scan_sweep:
+		if (scan->scarce && scan->share == 0) {
+			block_end(scan);
+		} else if (scan->found.n > 0) {
+			block_run(tsdn, scan);
+		} else if (!mesh_run_step(scan->run, &scan->found)
+		    && block_sweep_next(scan)) {
+			scan_look_begin(scan, mesh_scan_look_again);
+		}
+		break;
+	case mesh_scan_look_again:
+		if (scan_look(tsdn, scan)) {
+			scan->match = mesh_match_begin(scan->work,
+			    bin_infos[scan->site.binind].nregs, scan->nslabs,
+			    scan->live);
+			scan->group = 0;
+			scan->phase = mesh_scan_match;
+		}
+		break;
+	case mesh_scan_match:
+		if (mesh_match_step(scan->match, MATCH_WORK)) {
+			scan->phase = mesh_scan_groups;
+		}
+		break;
+	case mesh_scan_groups:
+		if (scan->group == mesh_match_ngroups(scan->match)
+		    || (scan->scarce && scan->share == 0)) {
+			block_end(scan);
+		} else {
+			group_run(tsdn, scan, scan->group++);
+		}
+		break;
+	case mesh_scan_done:
+		break;
+	}
+}
+
+bool
+mesh_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns) {
+	uint64_t begin = now_ns();
+	do {
+		if (scan->refused) {
+			scan->phase = mesh_scan_done;
+		}
+		if (scan->phase == mesh_scan_done) {
+			scan_end(tsdn, scan);
+			return true;
+		}
+		scan_advance(tsdn, scan);
+	} while (now_ns() - begin < ns);
+	return false;
+}

@@ -1,0 +1,106 @@
+#ifndef JEMALLOC_INTERNAL_MESH_SCAN_H
+#define JEMALLOC_INTERNAL_MESH_SCAN_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/mesh_batch.h"
+#include "jemalloc/internal/mesh_match.h"
+#include "jemalloc/internal/mesh_run.h"
+
+/* What a scan does next; each takes one block or a part of it. */
+typedef enum {
+	/* Bring the frozen members of groups back. */
+	mesh_scan_thaw,
+	/* List the slabs of the next block. */
+	mesh_scan_walk,
+	/* Copy their bitmaps, for finding runs. */
+	mesh_scan_look,
+	/* Sweep for runs, and carry them out. */
+	mesh_scan_sweep,
+	/* Copy the bitmaps again, for matching what is left. */
+	mesh_scan_look_again,
+	mesh_scan_match,
+	/* Carry the groups of the matching out. */
+	mesh_scan_groups,
+	mesh_scan_done
+} mesh_scan_phase_t;
+
+/* One search of one bin. */
+typedef struct mesh_scan_s mesh_scan_t;
+struct mesh_scan_s {
+	/* What is scanned; site.bin is NULL if no scan is under way. */
+	mesh_site_t       site;
+	mesh_scan_phase_t phase;
+	/* One mapping for the arrays below, and its size. */
+	byte_t *scratch;
+	size_t  scratch_size;
+	/* Groups that may have frozen members, and how many are left. */
+	mesh_group_t **thaw;
+	size_t         nthaw;
+	/* Where the walk has come to, and most slabs of a block. */
+	uintptr_t at;
+	size_t    block_max;
+
+	/*
+	 * The block: its slabs by address; how many have been looked at, and
+	 * how many of those kept, slabs[0, nkept); of each the live regions; whether the next one is its neighbour, and
+	 * whether it has followers; the sum of all live regions.
+	 */
+	edata_t  **slabs;
+	size_t     nslabs;
+	size_t     nlooked;
+	size_t     nkept;
+	uint64_t  *live;
+	uint64_t  *next;
+	uint64_t  *stays;
+	size_t     nlive;
+	/* Memory for a sweep or a matching, in turns. */
+	void *work;
+
+	/* The sweep for runs, and the run that is being carried out. */
+	mesh_run_t      *run;
+	mesh_run_found_t found;
+	/* Least length of a run, and whether half of the slabs may lead. */
+	unsigned run_min;
+	bool     run_wide;
+	/* The matching, and the group that is to be carried out next. */
+	mesh_match_t *match;
+	size_t        group;
+
+	/*
+	 * Bytes that could be released here and in what has not been scanned yet;
+	 * mappings that the block may add; and whether those are short.
+	 */
+	size_t demand;
+	size_t share;
+	bool   scarce;
+
+	/* Slabs seen, ranges moved, of the block and in all. */
+	size_t nseen;
+	size_t nblock_moved;
+	size_t nmoved;
+	/* Bytes that are left because mappings are short. */
+	size_t withheld;
+	/* Why something was refused; whether that was all, so that it ends. */
+	const char *why;
+	unsigned    nrefused;
+	bool        refused;
+};
+
+/*
+ * Begins a scan of a bin.  Returns true if there is nothing to scan, or, with
+ * scan->why set, no memory for it.  Like the others with the mesh lock held, and
+ * no other.
+ */
+bool mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
+    szind_t binind, unsigned binshard);
+/* Goes on for about ns.  Returns true when the scan has ended. */
+bool mesh_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns);
+
+/*
+ * Whether a scan of the bin may bring something: regions were freed since the
+ * last one that found all there was, or something waits to be done.  The bin lock
+ * is held.
+ */
+bool mesh_scan_due(arena_t *arena, struct bin_s *bin, szind_t binind);
+
+#endif /* JEMALLOC_INTERNAL_MESH_SCAN_H */
