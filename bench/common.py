@@ -1,12 +1,14 @@
-"""What the benches share: a redis-server on a chosen jemalloc, its physical
-memory and CPU time, memory cgroups, medians and tables.
+"""What the benches share: the mallocs to compare, programs and a redis-server on a
+chosen one of them, physical memory and CPU time, memory cgroups, medians, tables
+and pictures.
 
 Physical memory of a process is RssAnon plus the blocks of its store (the memfd
-that holds meshed slabs).  VmRSS counts a meshed page once per alias, PSS misses
+that holds meshed slabs, or Mesh's whole heap).  VmRSS counts a meshed page once per alias, PSS misses
 store pages that no page table maps at the moment, and reading smaps stops a
 process that has many mappings; none of them is used.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -14,15 +16,24 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sysconfig
 import threading
 import time
 from pathlib import Path
 
-BUILD = Path(__file__).resolve().parent.parent / "build"
+HERE = Path(__file__).resolve().parent
+TEST = HERE.parent / "test"
+BUILD = HERE.parent / "build"
+OUT = BUILD / "bench"
 MB = 1 << 20  # as Redis counts: maxmemory 100mb
 CGROUPS = Path("/sys/fs/cgroup")
-STORE = "/memfd:jemalloc-mesh"
+STORES = ("/memfd:jemalloc-mesh", "/memfd:mesh_arena")
 START_TIMEOUT_S = 10
+# Each variant has its colour in all pictures.
+COLOURS = {"stock": "tab:red", "mesh off": "tab:pink", "mesh": "tab:blue",
+           "mesh ordered": "tab:cyan", "glibc": "tab:olive", "mimalloc": "tab:green",
+           "tcmalloc": "tab:orange", "Mesh": "tab:purple",
+           "defrag": "tab:brown"}
 
 
 def fail(message):
@@ -45,25 +56,187 @@ def environment(**settings):
     return env | {k: v for k, v in settings.items() if v}
 
 
+# Mallocs, and programs to run on them.
+
+class Malloc:
+    """A library to preload, and its MALLOC_CONF."""
+
+    def __init__(self, path, conf=""):
+        self.path, self.conf = Path(path).resolve(), conf
+
+    def environment(self):
+        return environment(LD_PRELOAD=str(self.path), MALLOC_CONF=self.conf)
+
+    def check(self, path):
+        """Fails unless path, which a program reports, is this library."""
+        if os.path.realpath(path) != str(self.path):
+            fail(f"the program runs on {path} instead of {self.path}.")
+
+
+def system_library(name):
+    """A library of the system, None if it is not installed."""
+    path = Path("/usr/lib", sysconfig.get_config_var("MULTIARCH"), name)
+    return path if path.exists() else None
+
+
+def peers():
+    """The mallocs that people pick instead: those of Debian, and the build of
+    Mesh that $MESH_LIB names."""
+    paths = {"glibc": system_library("libc.so.6"),
+             "mimalloc": system_library("libmimalloc.so.2"),
+             "tcmalloc": system_library("libtcmalloc_minimal.so.4"),
+             "Mesh": os.environ.get("MESH_LIB")}
+    return {name: Malloc(path) for name, path in paths.items() if path}
+
+
+def add_arguments(parser, runs):
+    """The options of every bench that compares mallocs."""
+    parser.add_argument("--runs", type=int, default=runs,
+                        help="runs of each malloc (default %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="NAME",
+                        help="compare only these (and stock)")
+    parser.add_argument("--stock-lib", default=BUILD / "stock/lib",
+                        help="directory of the stock libjemalloc.so.2")
+    parser.add_argument("--mesh-lib", default=BUILD / "lib",
+                        help="directory of the libjemalloc.so.2 that meshes")
+    parser.add_argument("--mesh-conf", default="mesh:true",
+                        help="MALLOC_CONF of the latter (default %(default)s)")
+
+
+def mallocs(args, conf=""):
+    """Name and Malloc of all that are to be compared; conf is for the jemallocs
+    that do not mesh."""
+    stock, mesh = library(args.stock_lib), library(args.mesh_lib)
+    known = {"stock": Malloc(stock, conf),
+             "mesh off": Malloc(mesh, conf),
+             "mesh": Malloc(mesh, args.mesh_conf),
+             "mesh ordered": Malloc(mesh,
+                                    args.mesh_conf + ",mesh_random:false"),
+             **peers()}
+    return select(known, args.only)
+
+
+def select(known, only):
+    """stock and those of known that are asked for; all if nothing is."""
+    unknown = set(only or ()) - set(known)
+    if unknown:
+        fail(f"there is no {unknown.pop()} among: {', '.join(known)}.")
+    return {name: each for name, each in known.items()
+            if not only or name in only or name == "stock"}
+
+
+def turns(names, runs):
+    """Names in the order in which to run them; another one goes first in each
+    run, so that none always has the warmer machine."""
+    names = list(names)
+    for i in range(runs):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            print(f"run {i + 1} of {runs}, {name}:", end="", flush=True)
+            yield name
+
+
+def compile_program(name, *sources, flags=()):
+    """Compiles bench/NAME.c and sources with the helpers of benches and tests;
+    returns the program."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    program = OUT / name
+    command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread",
+               f"-I{TEST}", HERE / f"{name}.c", *sources, TEST / "util.c",
+               "-o", program, *flags, "-lm"]
+    try:
+        subprocess.run(command, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        fail(f"{name}.c cannot be compiled: {error}")
+    return program
+
+
+@contextlib.contextmanager
+def max_map_count(count):
+    """Has vm.max_map_count at count for the time being; None leaves it."""
+    path = Path("/proc/sys/vm/max_map_count")
+    before = path.read_text()
+    try:
+        if count is not None:
+            path.write_text(str(count))
+        yield int(path.read_text())
+    except PermissionError:
+        fail(f"not permitted to write {path}; as root: "
+             f"sysctl vm.max_map_count={count}")
+    finally:
+        if path.read_text() != before:
+            path.write_text(before)
+
+
+def watch(malloc, command):
+    """Runs a program that reports its phases (report.h) on a malloc.
+
+    Returns the phases by name, with what the program reports and what was
+    measured at the end of each, and the curve of its memory.  Memory is what the
+    process has more than at its first phase, in MB.
+    """
+    cgroup = Cgroup()
+    phases, sampler = {}, None
+    try:
+        process = subprocess.Popen(
+            [str(word) for word in command], env=malloc.environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            preexec_fn=cgroup.enter)
+        try:
+            for line in process.stdout:
+                phase = json.loads(line)
+                name = phase.pop("phase")
+                malloc.check(phase["library"])
+                sampler = sampler or Sampler(process.pid)
+                phases[name] = phase | sampler.take() | cgroup.figures() | {
+                    "cpu_s": cpu_all(process.pid),
+                    "mappings": mappings(process.pid)}
+                print(f" {name} ..", end="", flush=True)
+                process.stdin.write("\n")
+                process.stdin.flush()
+            if process.wait() or not phases:
+                fail(f"{' '.join(process.args)} ends with status "
+                     f"{process.returncode} on {malloc.path}.")
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        cgroup.remove()
+    base, *_, last = phases.values()
+    start, curve = base["at"], []
+    for at, anon, store in sampler.samples:
+        if start <= at <= last["at"]:
+            curve.append((round(at - start, 3),
+                          (anon + store) / MB - base["memory"]))
+    for key in ("at", "memory", "cgroup_pages", "cgroup_charged"):
+        if key in base:
+            first = base[key]
+            for phase in phases.values():
+                phase[key] -= first
+    return phases, curve
+
+
 # Memory and CPU time of a process.
 
 def physical(pid):
     """(RssAnon, blocks of the store) of a process, in bytes."""
     with open(f"/proc/{pid}/status") as status:
-        anon = next(int(line.split()[1]) << 10 for line in status
-                    if line.startswith("RssAnon:"))
+        anon = [int(line.split()[1]) << 10 for line in status
+                if line.startswith("RssAnon:")]
+    if not anon:
+        raise ProcessLookupError(f"{pid} has ended")
     # The store is found anew each time: it appears with the first mesh, and
     # every fork replaces it.  Two fds of one store count once.
     stores = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{fd}"
         try:
-            if os.readlink(path).startswith(STORE):
+            if os.readlink(path).startswith(STORES):
                 stat = os.stat(path)
                 stores[stat.st_ino] = stat.st_blocks * 512
         except FileNotFoundError:
             continue  # closed since listdir
-    return anon, sum(stores.values())
+    return anon[0], sum(stores.values())
 
 
 def mappings(pid):
@@ -95,16 +268,19 @@ class Sampler(threading.Thread):
         self.pid, self.period = pid, period
         self.samples = []  # (time.monotonic(), RssAnon, store)
         self._end = threading.Event()
-        self._take()
+        self.take()
         self.start()
 
-    def _take(self):
-        self.samples.append((time.monotonic(), *physical(self.pid)))
+    def take(self):
+        """Takes a sample; returns it, in MB."""
+        at, anon, store = sample = (time.monotonic(), *physical(self.pid))
+        self.samples.append(sample)
+        return {"at": at, "memory": (anon + store) / MB}
 
     def run(self):
         while not self._end.wait(self.period):
             try:
-                self._take()
+                self.take()
             except (FileNotFoundError, ProcessLookupError):
                 return  # the process died; whoever talks to it reports that
 
@@ -112,7 +288,7 @@ class Sampler(threading.Thread):
         """Takes the last sample."""
         self._end.set()
         self.join()
-        self._take()
+        self.take()
 
     def figures(self):
         """Peak, mean and final physical memory in MB."""
@@ -351,6 +527,78 @@ def compare(figures, rows):
     if off:
         print(f"meshing was off: {off}")
     return middle, ratios
+
+
+def mean_over_time(curve, begin):
+    """Mean of a curve of (seconds, value) since begin, however it was sampled."""
+    curve = [point for point in curve if point[0] >= begin]
+    area = sum((t - before) * (value + last) / 2
+               for (before, last), (t, value) in zip(curve, curve[1:]))
+    return area / (curve[-1][0] - curve[0][0])
+
+
+def against_stock(figures):
+    """Medians of the figures and of their ratios to stock's within each run, both
+    by variant; figures has a list of runs for each."""
+    medians_of = {name: medians(runs) for name, runs in figures.items()}
+    ratios = {name: {key: ratio(figures["stock"], runs, key)
+                     for key, value in medians_of[name].items()
+                     if isinstance(value, (int, float))
+                     and key in figures["stock"][0]}
+              for name, runs in figures.items()}
+    return {"medians": medians_of, "ratios": ratios, "runs": figures}
+
+
+def variant_table(title, result, columns):
+    """Prints the result of against_stock(), one line a variant: columns are (key,
+    heading, format, whether the ratio stands beside it)."""
+    head, rows = [title], []
+    for _, heading, _, with_ratio in columns:
+        head += [heading] + ["ratio"] * with_ratio
+    for name, middle in result["medians"].items():
+        row = [name]
+        for key, _, form, with_ratio in columns:
+            row.append(form.format(middle[key]) if key in middle else "-")
+            if with_ratio:
+                quotient = result["ratios"][name].get(key)
+                row.append(f"{quotient:.3f}" if quotient else "-")
+        rows.append(row)
+    print()
+    table(head, rows)
+    for name, middle in result["medians"].items():
+        if middle.get("mesh_off"):
+            print(f"{name} was off: {middle['mesh_off']}")
+    print(flush=True)
+
+
+def draw(path, title, curves, marks=None, marked=""):
+    """Memory in MB over seconds, one line a run: curves has by name a list of
+    runs of (seconds, MB), marks likewise the times to put dots at."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, runs in curves.items():
+        colour = COLOURS.get(name, "tab:gray")
+        for i, curve in enumerate(runs):
+            times, memory = zip(*curve)
+            axes.plot(times, memory, color=colour, linewidth=1.2, alpha=0.8,
+                      label=None if i else name)
+            if marks:
+                dots = [min(range(len(times)),
+                            key=lambda j: abs(times[j] - mark))
+                        for mark in marks[name][i]]
+                axes.plot([times[j] for j in dots], [memory[j] for j in dots],
+                          "o", color=colour, markersize=4)
+    if marks:
+        axes.plot([], [], "o", color="grey", markersize=4, label=marked)
+    axes.set(xlabel="seconds", ylabel="physical memory (MB)", title=title,
+             xlim=0, ylim=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def save(path, data):
