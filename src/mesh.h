@@ -60,9 +60,11 @@ struct mesh_bin_s {
 	 * than that if the scan has left something to do.
 	 */
 	uint32_t ndalloc_seen;
+	/* ndalloc / 64 when it was looked at last. */
+	uint16_t ndalloc_looked;
 	/* Looks at it since, and those to pass over before the next scan. */
-	uint16_t nlooks;
-	uint16_t backoff;
+	uint8_t nlooks;
+	uint8_t backoff;
 };
 
 /* The rounds of tidying (mesh_tidy.c); guarded by the mesh lock. */

@@ -74,6 +74,8 @@ struct batch_s {
 	uint64_t live[BITMAP_GROUPS_MAX];
 	/* The members of a group come back into the store. */
 	bool thaw;
+	/* What goes to the store goes there even if nothing follows it. */
+	bool alone;
 };
 
 /* Guarded by the mesh lock; stacks may be small. */
@@ -179,6 +181,7 @@ batch_begin(batch_t *batch) {
 	batch->nleads = 0;
 	batch->nheld = 0;
 	batch->thaw = false;
+	batch->alone = false;
 }
 
 static move_t *
@@ -262,6 +265,15 @@ batch_unit_add(
 	memcpy(move->live, live, nwords * sizeof(live[0]));
 }
 
+/* Most slabs of a run that may go at once. */
+static unsigned
+run_max(const mesh_site_t *site) {
+	size_t fit = RUN_SIZE_MAX / site_size(site);
+	return fit < 1                       ? 1
+	    : fit < MESH_BATCH_MOVES / 2 ? (unsigned)fit
+	                                 : MESH_BATCH_MOVES / 2;
+}
+
 /*
  * How many of n pairs of a run can go at once; their number is bounded by what a
  * writer may have to wait for.  The bin lock is held.
@@ -269,10 +281,7 @@ batch_unit_add(
 static unsigned
 run_check(const mesh_site_t *site, edata_t **leaders, edata_t **followers,
     unsigned n) {
-	size_t   fit = RUN_SIZE_MAX / site_size(site);
-	unsigned max = fit < 1                   ? 1
-	    : fit < MESH_BATCH_MOVES / 2 ? (unsigned)fit
-	                                         : MESH_BATCH_MOVES / 2;
+	unsigned max = run_max(site);
 	unsigned i;
 	for (i = 0; i < n && i < max; i++) {
 		uint64_t a[BITMAP_GROUPS_MAX], b[BITMAP_GROUPS_MAX];
@@ -316,6 +325,7 @@ batch_thaw_add(
     const mesh_site_t *site, batch_t *batch, const mesh_group_t *group) {
 	edata_t *leader = group->leader;
 	batch->thaw = true;
+	batch->alone = true;
 	batch_leader_add(site, batch, leader);
 	edata_t *follower;
 	ql_foreach (follower, &group->followers.head, ql_link_active) {
@@ -392,6 +402,19 @@ span_end(const batch_t *batch, unsigned i, size_t size) {
 	return j;
 }
 
+/* Whether some of it goes where the store may have no memory yet. */
+static bool
+span_is_new(const batch_t *batch, unsigned i, unsigned end) {
+	for (; i < end; i++) {
+		if (edata_mesh_role_get(batch->moves[i].leader)
+		        == edata_mesh_private
+		    || batch->thaw) {
+			return true;
+		}
+	}
+	return false;
+}
+
 static unsigned
 batch_nspans(const batch_t *batch, size_t size) {
 	unsigned n = 0;
@@ -413,7 +436,8 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 		end = span_end(batch, i, size);
 		move_t *first = &batch->moves[i];
 		byte_t *window = (byte_t *)mesh_store_window(tsdn,
-		    edata_addr_get(first->leader), (end - i) * size);
+		    edata_addr_get(first->leader), (end - i) * size,
+		    span_is_new(batch, i, end));
 		if (window == NULL) {
 			return true;
 		}
@@ -426,7 +450,8 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 		if (!locked && i >= batch->nleads
 		    && edata_mesh_role_get(first->slab) == edata_mesh_leader) {
 			/* Of a run no leader follows: this is one move. */
-			first->left = mesh_store_window(tsdn, addr, size);
+			first->left = mesh_store_window(
+			    tsdn, addr, size, /* populate */ false);
 			first->stuck = (first->left == NULL);
 		}
 		if (first->stuck) {
@@ -633,15 +658,15 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 	mesh_batch_result_t result = {0};
 	const char         *why = NULL;
 	const char         *stuck = NULL;
-	/* Leaders alone need not move. */
-	if (batch->nmoves > batch->nleads || batch->thaw) {
-		unsigned nspans = batch_nspans(batch, site_size(site));
-		if (!mesh_splice_room(nspans) || mesh_barrier_open()
+	if (batch->nmoves > batch->nleads || batch->alone) {
+		if (!mesh_splice_room(batch_nspans(batch, site_size(site)))
+		    || mesh_barrier_open()
 		    || batch_prepare(tsdn, batch, site_size(site), &stuck)) {
 			why = mesh_refusal_name(get_errno());
 		} else {
+			size_t before = mesh_splice_maps();
 			why = batch_splice(site, batch);
-			result.nspans = nspans;
+			result.nmaps = mesh_splice_maps() - before;
 		}
 		batch_punch(site, batch);
 		why = why != NULL ? why : stuck;
@@ -649,9 +674,9 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 	unsigned nmeshed = 0;
 	for (unsigned i = 0; i < batch->nmoves; i++) {
 		if (batch->moves[i].spliced
-		    && (i >= batch->nleads || batch->thaw)) {
+		    && (i >= batch->nleads || batch->alone)) {
 			result.nmoved++;
-			nmeshed += !batch->thaw;
+			nmeshed += (i >= batch->nleads && !batch->thaw);
 		}
 	}
 	if (result.nmoved == 0) {
@@ -698,6 +723,31 @@ mesh_batch_run(tsdn_t *tsdn, mesh_site_t *site, edata_t **leaders,
 	}
 	/* If it ended with a pair that does not fit any more, without that. */
 	result.ndone = count > 0 ? count : 1;
+	return result;
+}
+
+mesh_batch_result_t
+mesh_batch_lead(
+    tsdn_t *tsdn, mesh_site_t *site, edata_t **slabs, unsigned n) {
+	batch_t *batch = &the_batch;
+	batch_begin(batch);
+	batch->alone = true;
+	mesh_store_windows_bound();
+	if (site_spares(tsdn, site, MESH_BATCH_MOVES / 2)) {
+		return (mesh_batch_result_t){.ndone = n};
+	}
+	unsigned i;
+	malloc_mutex_lock(tsdn, &site->bin->lock);
+	for (i = 0; i < n && i < run_max(site); i++) {
+		if (mesh_batch_pickable(site, slabs[i])
+		    && mesh_group_get(slabs[i]) == NULL) {
+			batch_move_add(
+			    site, batch, slabs[i], slabs[i], batch->nmoves);
+		}
+	}
+	malloc_mutex_unlock(tsdn, &site->bin->lock);
+	mesh_batch_result_t result = batch_carry_out(tsdn, site, batch);
+	result.ndone = i;
 	return result;
 }
 

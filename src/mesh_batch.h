@@ -23,12 +23,12 @@ struct mesh_site_s {
 /* What has come of a batch. */
 typedef struct mesh_batch_result_s mesh_batch_result_t;
 struct mesh_batch_result_s {
-	/* Ranges that moved, leaders that went to the store not counted. */
+	/* Ranges that moved, not counted the leaders of others that did. */
 	unsigned nmoved;
-	/* What the batch was about: pairs of a run that are dealt with. */
+	/* Slabs, or pairs of a run, that are dealt with. */
 	unsigned ndone;
-	/* Pieces that the kernel was asked for, a mapping or two each. */
-	unsigned nspans;
+	/* Mappings added, as far as is known. */
+	size_t nmaps;
 	/* Ranges that should have moved, if none has, and why not; else NULL. */
 	unsigned    nrefused;
 	const char *why;
@@ -47,6 +47,7 @@ bool mesh_arena_meshable(arena_t *arena);
  *
  * run: slabs followers[i], neighbours in this order, come to follow leaders[i],
  * neighbours, too, for i < n.  As many of the first pairs as one batch takes.
+ * lead: slabs, neighbours, go to the store, as many of the first as one batch takes.
  * group: what it can of the units units[0, n), slabs or leaders with their
  * followers, comes to follow leader; n is at most MESH_BATCH_UNITS.
  * thaw: the frozen members of a group that may have ended come back into the
@@ -54,6 +55,8 @@ bool mesh_arena_meshable(arena_t *arena);
  */
 mesh_batch_result_t mesh_batch_run(tsdn_t *tsdn, mesh_site_t *site,
     edata_t **leaders, edata_t **followers, unsigned n);
+mesh_batch_result_t mesh_batch_lead(
+    tsdn_t *tsdn, mesh_site_t *site, edata_t **slabs, unsigned n);
 mesh_batch_result_t mesh_batch_group(tsdn_t *tsdn, mesh_site_t *site,
     edata_t *leader, edata_t **units, unsigned n);
 mesh_batch_result_t mesh_batch_thaw(

@@ -18,6 +18,7 @@
 #include "jemalloc/internal/mesh_fork.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_scan.h"
+#include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_tidy.h"
 #include "jemalloc/internal/mesh_view.h"
 
@@ -31,6 +32,8 @@
 #define SLICE_SHARE 16
 #define SLICE_NS_MIN UINT64_C(200000)
 #define SLICE_NS_MAX UINT64_C(3000000)
+/* Slices are so many times as frequent while much can be released. */
+#define URGENT_SPEED 3
 /* What a tick in an application thread may take at once. */
 #define SLICE_NS_TICK UINT64_C(200000)
 /*
@@ -49,8 +52,14 @@
  */
 #define LITTLE_SHARE 32
 #define LITTLE_LOOKS 64
+/*
+ * Where mappings are short a bin of which one slab in so many was freed from since
+ * the last look waits, but not longer than so many looks.
+ */
+#define FLUX_SHARE 64
+#define FLUX_LOOKS 40
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
-#define BACKOFF_MAX 255
+#define BACKOFF_MAX 127
 
 ssize_t opt_mesh_period_ms = 50;
 
@@ -153,6 +162,22 @@ typedef enum {
 	bin_due
 } bin_state_t;
 
+/*
+ * Whether a bin shall wait for the program to free less, as mappings are too short
+ * to spend them on what will be better soon; the bin is locked.
+ */
+static bool
+bin_in_flux(bin_t *bin, szind_t binind) {
+	mesh_bin_t *mesh = &bin->mesh;
+	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
+	uint16_t    fresh = (uint16_t)(now - mesh->ndalloc_looked);
+	mesh->ndalloc_looked = now;
+	return mesh->nlooks < FLUX_LOOKS
+	    && (size_t)fresh * 64 > bin->stats.nonfull_slabs / FLUX_SHARE
+	    && mesh_scan_demand(bin, binind) / bin_infos[binind].slab_size
+	    > mesh_splice_left() / MESH_MAPS_PER_SPLICE;
+}
+
 static bin_state_t
 bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 	if (bin_infos[binind].nregs == 1) {
@@ -167,9 +192,10 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 		    - mesh->ndalloc_seen;
 		bool little = config_stats
 		    && freed < bin->stats.nonfull_slabs / LITTLE_SHARE;
-		mesh->nlooks += (mesh->nlooks < UINT16_MAX);
+		mesh->nlooks += (mesh->nlooks < UINT8_MAX);
 		state = mesh->nlooks > mesh->backoff
 		        && (!little || mesh->nlooks > LITTLE_LOOKS)
+		        && !bin_in_flux(bin, binind)
 		    ? bin_due
 		    : bin_later;
 	}
@@ -185,7 +211,7 @@ bin_backoff(tsdn_t *tsdn, bin_t *bin, size_t nslabs, size_t nmoved) {
 		bin->mesh.backoff = 0;
 	} else {
 		/* 1, 3, 7 .. BACKOFF_MAX. */
-		bin->mesh.backoff = (uint16_t)((bin->mesh.backoff * 2 + 1)
+		bin->mesh.backoff = (uint8_t)((bin->mesh.backoff * 2 + 1)
 		    & BACKOFF_MAX);
 	}
 	bin->mesh.nlooks = 0;
@@ -294,6 +320,9 @@ slice_ns(void) {
 static uint64_t
 slice_wait_ns(void) {
 	uint64_t period = (uint64_t)opt_mesh_period_ms * KQU(1000000);
+	if (slice_scan.site.bin != NULL && slice_scan.urgent) {
+		period /= URGENT_SPEED;
+	}
 	uint64_t since = now_ns() - slice_last_ns;
 	return since < period ? period - since : 0;
 }

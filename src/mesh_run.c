@@ -22,8 +22,12 @@
  *
  * as bit vectors over the leaders, until one is empty; bit l of R_k says that a run
  * of k can begin at leader l.  Of several places the first is taken, so that the
- * first leaders fill up and few are needed.  Runs of less than a minimum are left
- * alone; the caller sweeps again with a lower one, or with more leaders.
+ * first leaders fill up and few are needed.
+ *
+ * A stretch of neighbours that all follow is as many mappings as runs, but one more
+ * where it ends; one of leaders is one mapping, and one more.  So a short run in a
+ * long stretch is welcome, since a gap would cost as much, but stretches of less
+ * than a minimum can be left alone, of followers and of leaders.
  *
  * Where a slab can follow comes from an index by region, as in mesh_match.c: line
  * r has bit l set if leader l has region r live.  The lines of the slab's live
@@ -57,15 +61,20 @@ struct mesh_run_s {
 	size_t line_nwords;
 	/* One line a region: in which slabs it is live. */
 	uint64_t *lines;
-	/* Slabs that follow. */
+	/* Slabs that follow; slabs that may lead in this sweep. */
 	uint64_t *follows;
+	uint64_t *places_all;
 	/* R of this step, and of the one before. */
 	uint64_t *places;
 	uint64_t *places_before;
 
-	/* The sweep: slabs before nleaders lead, at is the next to follow. */
+	/*
+	 * The sweep: slabs before nleaders lead; the one before at is the next to
+	 * follow, and its stretch, at least min of them, begins at stretch.
+	 */
 	uint32_t nleaders;
 	uint32_t at;
+	uint32_t stretch;
 	unsigned min;
 };
 
@@ -83,7 +92,7 @@ run_head_size(void) {
 size_t
 mesh_run_size(unsigned nregs, size_t n) {
 	return run_head_size()
-	    + (nregs + 3) * mesh_run_nwords(n) * sizeof(uint64_t);
+	    + (nregs + 4) * mesh_run_nwords(n) * sizeof(uint64_t);
 }
 
 static bool
@@ -122,7 +131,8 @@ mesh_run_begin(void *scratch, unsigned nregs, size_t n, const uint64_t *live,
 	r->line_nwords = mesh_run_nwords(n);
 	r->lines = (uint64_t *)(void *)((char *)scratch + run_head_size());
 	r->follows = r->lines + nregs * r->line_nwords;
-	r->places = r->follows + r->line_nwords;
+	r->places_all = r->follows + r->line_nwords;
+	r->places = r->places_all + r->line_nwords;
 	r->places_before = r->places + r->line_nwords;
 	for (size_t w = 0; w < (nregs + 1) * r->line_nwords; w++) {
 		r->lines[w] = 0;
@@ -130,8 +140,7 @@ mesh_run_begin(void *scratch, unsigned nregs, size_t n, const uint64_t *live,
 	for (uint32_t i = 0; i < r->n; i++) {
 		run_union(r, i, i);
 	}
-	r->nleaders = r->at = r->n;
-	r->min = 1;
+	mesh_run_sweep(r, n, 1);
 	return r;
 }
 
@@ -139,7 +148,21 @@ void
 mesh_run_sweep(mesh_run_t *r, size_t nleaders, unsigned min) {
 	r->nleaders = nleaders < r->n ? (uint32_t)nleaders : r->n;
 	r->at = r->n;
+	r->stretch = r->n;
 	r->min = min;
+	for (size_t w = 0; w < r->line_nwords; w++) {
+		r->places_all[w] = 0;
+	}
+	for (uint32_t i = 0, end; i < r->nleaders; i = end) {
+		for (end = i + 1;
+		     end < r->nleaders && run_bit(r->next, end - 1); end++) {
+		}
+		for (uint32_t k = i; end - i >= min && k < end; k++) {
+			if (!run_bit(r->follows, k)) {
+				run_bit_set(r->places_all, k);
+			}
+		}
+	}
 }
 
 /*
@@ -176,14 +199,10 @@ run_can_follow(const mesh_run_t *r, uint32_t i) {
 static unsigned
 run_longest(mesh_run_t *r) {
 	uint32_t at = r->at;
-	/* Whole groups of words; what is behind the leaders is no place. */
+	/* What is behind the leaders is no place. */
 	size_t nwords = (r->nleaders / 64 + 1 + 3) & ~(size_t)3;
 	for (size_t k = 0; k < nwords; k++) {
-		r->places[k] = ~r->follows[k];
-	}
-	r->places[r->nleaders / 64] &= (UINT64_C(1) << (r->nleaders % 64)) - 1;
-	for (size_t k = r->nleaders / 64 + 1; k < nwords; k++) {
-		r->places[k] = 0;
+		r->places[k] = r->places_all[k];
 	}
 	if (!run_places_narrow(r, r->places, nwords, at)) {
 		return 0;
@@ -197,7 +216,7 @@ run_longest(mesh_run_t *r) {
 			uint64_t carry = k + 1 < nwords ? before[k + 1] << 63
 			                                : 0;
 			places[k] = ((before[k] >> 1) | carry) & r->next[k]
-			    & ~r->follows[k];
+			    & r->places_all[k];
 		}
 		if (!run_places_narrow(r, places, nwords, at - n)) {
 			break;
@@ -218,9 +237,21 @@ mesh_run_step(mesh_run_t *r, mesh_run_found_t *found) {
 	if (r->at <= r->nleaders || r->nleaders == 0) {
 		return false;
 	}
+	if (r->at <= r->stretch) {
+		r->stretch = r->at - 1;
+		while (r->stretch > r->nleaders
+		    && run_can_follow(r, r->stretch - 1)
+		    && run_bit(r->next, r->stretch - 1)) {
+			r->stretch--;
+		}
+		if (r->at - r->stretch < r->min) {
+			r->at = r->stretch;
+			return true;
+		}
+	}
 	r->at--;
 	unsigned n = run_longest(r);
-	if (n < r->min) {
+	if (n == 0) {
 		return true;
 	}
 	size_t k = 0;

@@ -34,7 +34,7 @@ struct mesh_run_found_s {
 
 /*
  * Bytes of scratch memory for n slabs of nregs regions (1 to 512), a multiple of
- * 64: (nregs + 3) * n / 8, rounded up.
+ * 64: (nregs + 4) * n / 8, rounded up.
  */
 size_t mesh_run_size(unsigned nregs, size_t n);
 /* Words of a vector with one bit for each of n slabs. */
@@ -54,7 +54,7 @@ mesh_run_t *mesh_run_begin(void *scratch, unsigned nregs, size_t n,
     const uint64_t *live, const uint64_t *next, const uint64_t *stays);
 /*
  * Begins a sweep: of the slabs that do not follow yet, those from nleaders on
- * shall follow those before, in runs of at least min (1 to MESH_RUN_MAX).
+ * shall follow those before; less than min neighbours neither follow nor lead.
  */
 void mesh_run_sweep(mesh_run_t *r, size_t nleaders, unsigned min);
 /*

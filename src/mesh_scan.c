@@ -31,7 +31,19 @@
 #include "jemalloc/internal/mesh_walk.h"
 
 /* Most slabs of a block: enough for good matches, few enough to lie close. */
-#define BLOCK_SLABS_MAX (ZU(1) << 13)
+#define BLOCK_SLABS_MAX (ZU(1) << 15)
+/* Ways to sweep, from the one that releases most to the one that costs least. */
+#define ATTEMPTS 9
+/* What a run costs, leaders included, in eighths of a mapping. */
+#define RUN_COST 10
+/*
+ * So many neighbours of leaders lead, too, although nothing follows them yet: it
+ * costs a copy each, and saves two mappings.
+ */
+#define LEAD_GAP_MAX 3
+#define LEAD_GAP_MAX_SCARCE 48
+/* It is urgent if one byte in so many could be released. */
+#define URGENT_SHARE 8
 /* Slabs that are looked at in one hold of the bin lock, some ten microseconds. */
 #define LOOK_SLABS 128
 /* Bitmap tests between two looks at the clock. */
@@ -63,9 +75,8 @@ mesh_scan_due(arena_t *arena, bin_t *bin, szind_t binind) {
 	            >= info->nregs);
 }
 
-/* Bytes that a bin could do without if all slabs were full; it is locked. */
-static size_t
-bin_demand(const bin_t *bin, szind_t binind) {
+size_t
+mesh_scan_demand(const bin_t *bin, szind_t binind) {
 	const bin_info_t *info = &bin_infos[binind];
 	size_t            nregs = bin->stats.curslabs * info->nregs;
 	size_t            nfree = nregs > bin->stats.curregs
@@ -74,10 +85,13 @@ bin_demand(const bin_t *bin, szind_t binind) {
 	return nfree / info->nregs * info->slab_size;
 }
 
-/* The same of all bins that may be meshed. */
-static size_t
-demand_read(tsdn_t *tsdn) {
-	size_t demand = 0;
+/*
+ * The same of all bins that may be meshed, but of the scan's own one only for what
+ * is yet to come; notes whether it is much.
+ */
+static void
+scan_demand_read(tsdn_t *tsdn, mesh_scan_t *scan) {
+	size_t demand = 0, own = 0, all = 0;
 	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
 		arena_t *arena = arena_get(tsdn, i, false);
 		if (!mesh_arena_meshable(arena)) {
@@ -86,15 +100,30 @@ demand_read(tsdn_t *tsdn) {
 		for (szind_t j = 0; j < SC_NBINS; j++) {
 			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
 				bin_t *bin = arena_get_bin(arena, j, k);
+				if (bin_infos[j].nregs == 1) {
+					continue;
+				}
 				malloc_mutex_lock(tsdn, &bin->lock);
-				demand += bin_infos[j].nregs > 1
-				    ? bin_demand(bin, j)
-				    : 0;
+				size_t bytes = mesh_scan_demand(bin, j);
+				if (bin == scan->site.bin) {
+					own = bytes;
+				} else {
+					demand += bytes;
+				}
+				all += bin->stats.curslabs
+				    * bin_infos[j].slab_size;
 				malloc_mutex_unlock(tsdn, &bin->lock);
 			}
 		}
 	}
-	return demand;
+	scan->urgent = demand + own > all / URGENT_SHARE;
+	size_t passed = scan->nseen - scan->nslabs;
+	if (passed < scan->nexpected) {
+		own = (size_t)((double)own
+		    * (double)(scan->nexpected - passed)
+		    / (double)scan->nexpected);
+	}
+	scan->demand = demand + own;
 }
 
 /* Takes in what a batch has come to.  Returns whether the scan may go on. */
@@ -102,8 +131,8 @@ static bool
 scan_batched(mesh_scan_t *scan, const mesh_batch_result_t *result) {
 	scan->nmoved += result->nmoved;
 	scan->nblock_moved += result->nmoved;
-	scan->share -= result->nspans < scan->share ? result->nspans
-	                                            : scan->share;
+	scan->share -= result->nmaps < scan->share ? result->nmaps
+	                                           : scan->share;
 	if (result->nmoved > 0) {
 		scan->why = NULL;
 	} else if (result->why != NULL) {
@@ -146,10 +175,15 @@ scan_lay_out(mesh_scan_t *scan, size_t nthaw) {
 	at += line_size;
 	scan->stays = (uint64_t *)at;
 	at += line_size;
+	scan->leads = (uint64_t *)at;
+	at += line_size;
 	scan->live = (uint64_t *)at;
 	at += n * scan_nwords(scan) * sizeof(uint64_t);
 	scan->slabs = (edata_t **)at;
 	at += n * sizeof(edata_t *);
+	scan->found = (mesh_run_found_t *)at;
+	at += ALIGNMENT_CEILING(n * sizeof(mesh_run_found_t),
+	    sizeof(void *));
 	scan->thaw = (mesh_group_t **)at;
 	at += nthaw * sizeof(mesh_group_t *);
 	return (size_t)(at - scan->scratch);
@@ -176,6 +210,7 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
 	scan->site.arena = arena;
 	scan->site.binind = binind;
 	scan->site.binshard = binshard;
+	scan->nexpected = max;
 	/* Blocks of equal size, and some room for slabs that come meanwhile. */
 	size_t nblocks = (max + BLOCK_SLABS_MAX - 1) / BLOCK_SLABS_MAX;
 	scan->block_max = max / (nblocks > 0 ? nblocks : 1) + 64;
@@ -189,8 +224,6 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
 		return true;
 	}
 	scan_lay_out(scan, nthaw);
-	scan->demand = demand_read(tsdn);
-
 	scan->site.bin = bin;
 	malloc_mutex_lock(tsdn, &bin->lock);
 	scan_collect_groups(scan, nthaw);
@@ -291,9 +324,10 @@ block_nneeded(const mesh_scan_t *scan) {
 	return (scan->nlive + nregs - 1) / nregs;
 }
 
-/* Gives the block its share of the mappings. */
+/* Gives the block its share of the mappings, by what all could release now. */
 static void
-block_share(mesh_scan_t *scan) {
+block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
+	scan_demand_read(tsdn, scan);
 	size_t n = scan->nslabs - block_nneeded(scan);
 	size_t bytes = n * scan_size(scan);
 	size_t room = mesh_splice_left();
@@ -303,61 +337,122 @@ block_share(mesh_scan_t *scan) {
 	scan->share = bytes == 0
 	    ? 0
 	    : (size_t)((double)room * (double)bytes / (double)scan->demand);
-	scan->scarce = scan->share < 2 * n;
-	scan->demand -= bytes;
+	scan->scarce = scan->share < MESH_MAPS_PER_SPLICE * n;
+	if (scan->scarce) {
+		/* The next scan may have better use for some. */
+		scan->share -= scan->share / 8;
+	}
 }
 
+/*
+ * Begins a sweep.  With few leaders most is released; with more of them, which are
+ * emptier, and without short runs less is, but with fewer mappings.
+ */
 static void
 block_sweep_begin(mesh_scan_t *scan) {
-	size_t needed = block_nneeded(scan);
+	unsigned nregs = bin_infos[scan->site.binind].nregs;
+	size_t   needed = block_nneeded(scan);
 	/* Slabs do not fill up completely. */
-	size_t nleaders = needed + needed / 8 + 1;
-	if (scan->run_wide && nleaders < scan->nslabs / 2) {
-		nleaders = scan->nslabs / 2;
-	}
-	mesh_run_sweep(scan->run, nleaders, scan->run_min);
+	size_t few = needed + needed / 8 + 1;
+	size_t many = scan->nslabs / 2;
+	size_t nleaders = scan->attempt == 0 || few > many ? few
+	    : scan->attempt == 1                           ? (few + many) / 2
+	                                                   : many;
+	static const uint8_t min[ATTEMPTS] = {1, 1, 1, 16, 32, 48, 64, 96, 128};
+	scan->run = mesh_run_begin(scan->work, nregs, scan->nslabs, scan->live,
+	    scan->next, scan->stays);
+	mesh_run_sweep(scan->run, nleaders, min[scan->attempt]);
+	scan->nfound = 0;
+	scan->found_next = 0;
+	scan->lead_next = 0;
+	memset(scan->leads, 0,
+	    mesh_run_nwords(scan->block_max) * sizeof(uint64_t));
+}
+
+static bool
+bit_get(const uint64_t *bits, size_t i) {
+	return (bits[i / 64] >> (i % 64)) & 1;
 }
 
 static void
-block_sweeps_begin(mesh_scan_t *scan) {
-	scan->run = mesh_run_begin(scan->work,
-	    bin_infos[scan->site.binind].nregs, scan->nslabs, scan->live,
-	    scan->next, scan->stays);
-	scan->found.n = 0;
-	scan->run_min = 2;
-	scan->run_wide = false;
-	if (scan->scarce) {
-		size_t n = scan->nslabs - block_nneeded(scan);
-		size_t min = scan->share > 0 ? n * 3 / 2 / scan->share
-		                             : MESH_RUN_MAX;
-		scan->run_min = min > MESH_RUN_MAX / 2 ? MESH_RUN_MAX / 2
-		    : min < 2                      ? 2
-		                                   : (unsigned)min;
-	}
-	block_sweep_begin(scan);
+bit_set(uint64_t *bits, size_t i) {
+	bits[i / 64] |= UINT64_C(1) << (i % 64);
 }
 
-/* The next sweep takes what the last one has left.  Returns true if none would. */
+/*
+ * Looks for one run more; begins anew if they turn out to need more mappings than
+ * there are.  Returns true when all are found.
+ */
 static bool
-block_sweep_next(mesh_scan_t *scan) {
-	if (!scan->scarce || scan->share == 0) {
+block_sweep(mesh_scan_t *scan) {
+	mesh_run_found_t *found = &scan->found[scan->nfound];
+	if (!mesh_run_step(scan->run, found)) {
 		return true;
 	}
-	if (!scan->run_wide) {
-		scan->run_wide = true;
-	} else if (scan->run_min > 2) {
-		scan->run_min /= 2;
-	} else {
-		return true;
+	if (found->n > 0) {
+		for (uint32_t i = 0; i < found->n; i++) {
+			bit_set(scan->leads, found->leader + i);
+		}
+		scan->nfound++;
+		if (scan->scarce && scan->nfound * RUN_COST / 8 > scan->share) {
+			if (scan->attempt == ATTEMPTS - 1) {
+				return true;
+			}
+			scan->attempt++;
+			block_sweep_begin(scan);
+		}
 	}
-	block_sweep_begin(scan);
 	return false;
 }
 
-/* Carries a part of the run that was found out. */
-static void
+/*
+ * Brings the next leaders to the store, neighbours at once.  Returns true when
+ * that is done.
+ */
+static bool
+block_lead(tsdn_t *tsdn, mesh_scan_t *scan) {
+	size_t i = scan->lead_next;
+	while (i < scan->nslabs
+	    && (!bit_get(scan->leads, i) || bit_get(scan->stays, i))) {
+		i++;
+	}
+	size_t end = i, gap = 0;
+	size_t gap_max = scan->scarce ? LEAD_GAP_MAX_SCARCE : LEAD_GAP_MAX;
+	for (size_t j = i; j < scan->nslabs && gap <= gap_max
+	     && !bit_get(scan->stays, j);
+	     j++) {
+		if (bit_get(scan->leads, j)) {
+			gap = 0;
+			end = j + 1;
+		} else {
+			gap++;
+		}
+		if (!bit_get(scan->next, j)) {
+			break;
+		}
+	}
+	scan->lead_next = end;
+	if (i < end) {
+		mesh_batch_result_t result = mesh_batch_lead(tsdn, &scan->site,
+		    &scan->slabs[i], (unsigned)(end - i));
+		/* They have moved, but nothing is released. */
+		result.nmoved = 0;
+		scan_batched(scan, &result);
+		scan->lead_next = i + result.ndone;
+		for (size_t j = i; j < scan->lead_next; j++) {
+			bit_set(scan->stays, j);
+		}
+	}
+	return scan->lead_next == scan->nslabs;
+}
+
+/* Carries the next run out, or a part.  Returns true when that was the last. */
+static bool
 block_run(tsdn_t *tsdn, mesh_scan_t *scan) {
-	mesh_run_found_t   *found = &scan->found;
+	if (scan->found_next == scan->nfound) {
+		return true;
+	}
+	mesh_run_found_t   *found = &scan->found[scan->found_next];
 	mesh_batch_result_t result = mesh_batch_run(tsdn, &scan->site,
 	    &scan->slabs[found->leader], &scan->slabs[found->follower],
 	    found->n);
@@ -365,12 +460,15 @@ block_run(tsdn_t *tsdn, mesh_scan_t *scan) {
 	found->leader += result.ndone;
 	found->follower += result.ndone;
 	found->n -= result.ndone;
+	scan->found_next += (found->n == 0);
+	return false;
 }
 
 static void
 block_end(mesh_scan_t *scan) {
 	size_t n = scan->nslabs - block_nneeded(scan);
-	if (scan->scarce && scan->share == 0 && n > scan->nblock_moved) {
+	if (scan->scarce && (scan->share == 0 || scan->attempt >= 2)
+	    && n > scan->nblock_moved) {
 		scan->withheld += (n - scan->nblock_moved) * scan_size(scan);
 		scan->why = mesh_refusal_name(E2BIG);
 	}
@@ -486,19 +584,34 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 	case mesh_scan_look:
 		if (scan_look(tsdn, scan)) {
 			scan->nseen += scan->nslabs;
-			block_share(scan);
-			block_sweeps_begin(scan);
+			block_share(tsdn, scan);
+			scan->attempt = 0;
+			block_sweep_begin(scan);
 			scan->phase = mesh_scan_sweep;
 		}
 		break;
 	case mesh_scan_sweep:
 		if (scan->scarce && scan->share == 0) {
 			block_end(scan);
-		} else if (scan->found.n > 0) {
-			block_run(tsdn, scan);
-		} else if (!mesh_run_step(scan->run, &scan->found)
-		    && block_sweep_next(scan)) {
-			scan_look_begin(scan, mesh_scan_look_again);
+		} else if (block_sweep(scan)) {
+			scan->phase = mesh_scan_lead;
+		}
+		break;
+	case mesh_scan_lead:
+		if (scan->nfound == 0 || block_lead(tsdn, scan)) {
+			scan->phase = mesh_scan_runs;
+		}
+		break;
+	case mesh_scan_runs:
+		if (scan->scarce && scan->share == 0) {
+			block_end(scan);
+		} else if (block_run(tsdn, scan)) {
+			if (scan->attempt >= 2) {
+				/* Single slabs would cost too much. */
+				block_end(scan);
+			} else {
+				scan_look_begin(scan, mesh_scan_look_again);
+			}
 		}
 		break;
 	case mesh_scan_look_again:

@@ -14,8 +14,11 @@ typedef enum {
 	mesh_scan_walk,
 	/* Copy their bitmaps, for finding runs. */
 	mesh_scan_look,
-	/* Sweep for runs, and carry them out. */
+	/* Sweep for runs. */
 	mesh_scan_sweep,
+	/* Bring their leaders to the store, then the runs to their leaders. */
+	mesh_scan_lead,
+	mesh_scan_runs,
 	/* Copy the bitmaps again, for matching what is left. */
 	mesh_scan_look_again,
 	mesh_scan_match,
@@ -56,25 +59,32 @@ struct mesh_scan_s {
 	/* Memory for a sweep or a matching, in turns. */
 	void *work;
 
-	/* The sweep for runs, and the run that is being carried out. */
-	mesh_run_t      *run;
-	mesh_run_found_t found;
-	/* Least length of a run, and whether half of the slabs may lead. */
-	unsigned run_min;
-	bool     run_wide;
+	/* The sweep, the runs that it has found, and the next to carry out. */
+	mesh_run_t       *run;
+	mesh_run_found_t *found;
+	size_t            nfound;
+	size_t            found_next;
+	/* Slabs that shall lead; the next one to look at. */
+	uint64_t *leads;
+	size_t    lead_next;
+	/* Sweeps that have found too many. */
+	unsigned attempt;
 	/* The matching, and the group that is to be carried out next. */
 	mesh_match_t *match;
 	size_t        group;
 
 	/*
-	 * Bytes that could be released here and in what has not been scanned yet;
-	 * mappings that the block may add; and whether those are short.
+	 * Bytes that could be released in all bins; mappings that the block may
+	 * add; and whether those are short.
 	 */
 	size_t demand;
 	size_t share;
 	bool   scarce;
+	/* Much could be released. */
+	bool urgent;
 
-	/* Slabs seen, ranges moved, of the block and in all. */
+	/* Slabs expected and seen; ranges moved, of the block and in all. */
+	size_t nexpected;
 	size_t nseen;
 	size_t nblock_moved;
 	size_t nmoved;
@@ -102,5 +112,8 @@ bool mesh_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns);
  * is held.
  */
 bool mesh_scan_due(arena_t *arena, struct bin_s *bin, szind_t binind);
+
+/* Bytes that a bin could do without if all slabs were full; it is locked. */
+size_t mesh_scan_demand(const struct bin_s *bin, szind_t binind);
 
 #endif /* JEMALLOC_INTERNAL_MESH_SCAN_H */

@@ -25,7 +25,7 @@
 /* Counting costs milliseconds, so it has to be worth it. */
 #define MAPS_COUNT_INTERVAL_NS UINT64_C(100000000)
 /* The share of the time that it may take is one in so many. */
-#define MAPS_COUNT_SHARE 64
+#define MAPS_COUNT_SHARE 256
 
 size_t opt_mesh_max_maps = 0;
 
@@ -33,6 +33,10 @@ static size_t      maps_max;
 static atomic_zu_t maps_bound;
 static nstime_t    maps_counted_at;
 static uint64_t    maps_interval_ns;
+/* The last splice: its range, and the window's end. */
+static byte_t *maps_last_begin;
+static byte_t *maps_last_end;
+static byte_t *maps_last_window_end;
 
 void
 mesh_splice_copy(void *window, const void *slab, const uint64_t *live,
@@ -55,6 +59,22 @@ maps_distrust(void) {
 	nstime_init_zero(&maps_counted_at);
 }
 
+/*
+ * How many mappings a splice has added at most.  In the middle of a mapping it has
+ * made three of one; next to the last splice one less, and none if the kernel could
+ * merge the two.
+ */
+static size_t
+maps_added(byte_t *addr, size_t size, byte_t *window) {
+	bool above = (addr == maps_last_end);
+	bool below = (addr + size == maps_last_begin);
+	bool merged = above && window == maps_last_window_end;
+	maps_last_begin = addr;
+	maps_last_end = addr + size;
+	maps_last_window_end = window + size;
+	return merged ? 0 : above || below ? 1 : MESH_MAPS_PER_SPLICE;
+}
+
 bool
 mesh_splice(void *addr, size_t size, void *window) {
 	unsigned tries = 0;
@@ -69,7 +89,9 @@ mesh_splice(void *addr, size_t size, void *window) {
 			return true;
 		}
 	}
-	atomic_fetch_add_zu(&maps_bound, MESH_MAPS_PER_SPLICE, ATOMIC_RELAXED);
+	atomic_fetch_add_zu(&maps_bound,
+	    maps_added((byte_t *)addr, size, (byte_t *)window),
+	    ATOMIC_RELAXED);
 	return false;
 }
 
@@ -216,8 +238,8 @@ mesh_splice_boot(void) {
 			}
 			malloc_close(fd);
 		}
-		/* A quarter at least is the program's own. */
-		maps_max = limit - limit / 4;
+		/* The rest is the program's own. */
+		maps_max = limit - limit / 8;
 	}
 	maps_distrust();
 }

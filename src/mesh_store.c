@@ -178,7 +178,8 @@ slab_populate(void *at, const void *addr, size_t size) {
 }
 
 void *
-mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size) {
+mesh_store_window(
+    tsdn_t *tsdn, const void *addr, size_t size, bool populate) {
 	assert(mesh_store_fits(addr, size));
 	uintptr_t chunk = (uintptr_t)addr >> WINDOW_LG_CHUNK;
 	window_t *window = window_get(tsdn, chunk);
@@ -188,7 +189,8 @@ mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size) {
 	}
 	byte_t *at = window->base + ((uintptr_t)addr & (WINDOW_CHUNK - 1));
 	/* The program may have locked all its memory since it was mapped. */
-	return mesh_range_locked(at, size) || slab_populate(at, addr, size)
+	return mesh_range_locked(at, size)
+	        || (populate && slab_populate(at, addr, size))
 	    ? NULL
 	    : at;
 }

@@ -13,11 +13,13 @@ bool mesh_store_fits(const void *addr, size_t size);
 
 /*
  * The address at which the pass reads and writes the physical slab of the
- * leader at addr.  Opens the store and maps the window on first use.  The mesh
- * lock is held.  NULL if the kernel refuses; nothing has changed then, and
- * errno says why.
+ * leader at addr, or of several neighbours, of MESH_STORE_SLAB_MAX at most.
+ * populate: they may have no memory yet.  Opens the store and maps the window on
+ * first use.  The mesh lock is held.  NULL if the kernel refuses; nothing has
+ * changed then, and errno says why.
  */
-void *mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size);
+void *mesh_store_window(
+    tsdn_t *tsdn, const void *addr, size_t size, bool populate);
 
 /*
  * Gives the memory of a physical slab back to the kernel.  mapping is a shared
