@@ -142,8 +142,8 @@ def compile_program(name, *sources, flags=()):
     OUT.mkdir(parents=True, exist_ok=True)
     program = OUT / name
     command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread",
-               f"-I{TEST}", HERE / f"{name}.c", *sources, TEST / "util.c",
-               "-o", program, *flags, "-lm"]
+               f"-I{TEST}", f"-I{BUILD}/include", HERE / f"{name}.c", *sources,
+               TEST / "util.c", "-o", program, *flags, "-lm"]
     try:
         subprocess.run(command, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
@@ -168,8 +168,9 @@ def max_map_count(count):
             path.write_text(before)
 
 
-def watch(malloc, command):
-    """Runs a program that reports its phases (report.h) on a malloc.
+def watch(malloc, command, period=0.1):
+    """Runs a program that reports its phases (report.h) on a malloc; samples its
+    memory every period seconds.
 
     Returns the phases by name, with what the program reports and what was
     measured at the end of each, and the curve of its memory.  Memory is what the
@@ -187,7 +188,7 @@ def watch(malloc, command):
                 phase = json.loads(line)
                 name = phase.pop("phase")
                 malloc.check(phase["library"])
-                sampler = sampler or Sampler(process.pid)
+                sampler = sampler or Sampler(process.pid, period)
                 phases[name] = phase | sampler.take() | cgroup.figures() | {
                     "cpu_s": cpu_all(process.pid),
                     "mappings": mappings(process.pid)}
