@@ -204,11 +204,9 @@ def watch(malloc, command, period=0.1):
     finally:
         cgroup.remove()
     base, *_, last = phases.values()
-    start, curve = base["at"], []
-    for at, anon, store in sampler.samples:
-        if start <= at <= last["at"]:
-            curve.append((round(at - start, 3),
-                          (anon + store) / MB - base["memory"]))
+    curve = [(at - base["at"], (anon + store) / MB - base["memory"])
+             for at, anon, store in sampler.samples
+             if base["at"] <= at <= last["at"]]
     for key in ("at", "memory", "cgroup_pages", "cgroup_charged"):
         if key in base:
             first = base[key]
