@@ -22,6 +22,7 @@ GOAL_US, GOAL_RATIO = 1000, 1.2
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     common.add_arguments(parser, runs=3)
+    common.add_only(parser)
     parser.add_argument("--slabs", type=int, default=1_000_000,
                         help="pages of objects before the frees (default "
                         "%(default)s)")
@@ -44,10 +45,8 @@ def main():
             phases, _ = common.watch(mallocs[name], [
                 program, args.slabs, args.size, args.freed, args.seconds,
                 1 + i // len(mallocs)], period=args.seconds + 3600)
-            measured = phases["measured"]
-            measured["mesh_off"] = measured["opt_mesh"] and measured["mesh_off"]
-            runs[name].append(measured)
-            print(f" {measured['write_max_us']:,.0f} us", flush=True)
+            runs[name].append(phases["measured"])
+            print(f" {phases['measured']['write_max_us']:,.0f} us", flush=True)
 
     result = common.against_stock(runs)
     print(f"\n{args.slabs:,} slabs of {args.size} B, {args.freed} % freed, "

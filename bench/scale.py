@@ -39,7 +39,7 @@ def figures(phases, curve, seconds):
                   (idled["npasses"] - unchanged["npasses"]) / seconds,
               "metadata_mb": idled["metadata"] / MB,
               "scratch_mb": max(0, max(during) - unchanged["memory"]),
-              "mesh_off": idled["opt_mesh"] and idled["mesh_off"]}
+              "mesh_off": idled.get("mesh_off")}
     if "cgroup_pages" in idled:
         # Page tables and mappings; the program reads no file meanwhile.
         result["kernel_mb"] = idled["cgroup_charged"] - idled["cgroup_pages"]
@@ -58,6 +58,7 @@ def add_overhead(runs, megabytes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     common.add_arguments(parser, runs=3)
+    common.add_only(parser)
     parser.add_argument("--mb", type=int, nargs="+", default=[1024, 2048, 4096],
                         help="sizes of the heap (default 1024 2048 4096)")
     parser.add_argument("--size", type=int, default=256,

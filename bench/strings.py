@@ -26,7 +26,7 @@ def figures(phases, curve):
               "peak": max(memory for _, memory in curve),
               "live": last["live"] / MB, "mappings": last["mappings"],
               "cpu_s": last["cpu_s"] - begin["cpu_s"],
-              "mesh_off": last.get("opt_mesh") and last["mesh_off"]}
+              "mesh_off": last.get("mesh_off")}
     if "cgroup_pages" in last:
         result["cgroup"] = last["cgroup_pages"]
     return result
@@ -35,6 +35,7 @@ def figures(phases, curve):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     common.add_arguments(parser, runs=3)
+    common.add_only(parser)
     parser.add_argument("--mb", type=int, default=128,
                         help="size of all strings (default %(default)s)")
     parser.add_argument("--first", type=int, default=64,
