@@ -10,7 +10,7 @@
  */
 
 #define _GNU_SOURCE
-#include "mesh_match.h"
+#include "../src/mesh_match.h"
 #include "util.h"
 
 #include <stdio.h>
@@ -34,8 +34,9 @@ static void
 slabs_random(void) {
 	for (size_t i = 0; i < nslabs; i++) {
 		for (unsigned r = 0; r < nregs; r++) {
-			slabs[i] |= (uint64_t)(rng_below(&rng, 100)
-			    < occupancy_percent) << r;
+			slabs[i] |=
+			    (uint64_t)(rng_below(&rng, 100) < occupancy_percent)
+			    << r;
 		}
 		if (slabs[i] == 0) {
 			slabs[i] = (uint64_t)1 << rng_below(&rng, nregs);
@@ -171,7 +172,8 @@ fit_decreasing(bool fullest) {
 int
 main(int argc, char **argv) {
 	if (argc != 6) {
-		fprintf(stderr, "usage: match random|heap REGIONS SLABS OCCUPANCY "
+		fprintf(stderr,
+		    "usage: match random|heap REGIONS SLABS OCCUPANCY "
 		    "SEED\n");
 		return 2;
 	}

@@ -38,7 +38,7 @@ def main():
                         help="directory of the libjemalloc.so.2 that meshes")
     args = parser.parse_args()
     program = common.compile_program("match", SRC / "mesh_match.c",
-                                     flags=("-O3", f"-I{SRC}"))
+                                     flags=("-O3",))
     malloc = common.Malloc(common.library(args.mesh_lib), CONF)
 
     results = []

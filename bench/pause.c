@@ -41,12 +41,12 @@ typedef struct {
 } histogram_t;
 
 struct thread {
-	pthread_t          id;
+	pthread_t           id;
 	volatile uint64_t **objects;
-	size_t             nobjects;
-	rng_t              rng;
-	long               preemptions;
-	histogram_t        histograms[NOPERATIONS];
+	size_t              nobjects;
+	rng_t               rng;
+	long                preemptions;
+	histogram_t         histograms[NOPERATIONS];
 };
 
 static size_t   size;
@@ -108,7 +108,7 @@ thread_run(void *arg) {
 	struct thread *thread = arg;
 	was_preempted(thread);
 	for (uint64_t ns = 0; ns < end_ns;) {
-		uint32_t n = (uint32_t)thread->nobjects;
+		uint32_t           n = (uint32_t)thread->nobjects;
 		volatile uint64_t *written =
 		    thread->objects[rng_below(&thread->rng, n)];
 		volatile uint64_t **replaced =
@@ -127,6 +127,16 @@ thread_run(void *arg) {
 		*replaced = object;
 	}
 	return NULL;
+}
+
+static double
+quantile_us(const histogram_t *histogram, double share) {
+	uint64_t seen = 0;
+	unsigned bucket = 0;
+	do {
+		seen += histogram->buckets[bucket++];
+	} while ((double)seen < share * (double)histogram->count);
+	return bucket_ns(bucket - 1) / 1e3;
 }
 
 /* The sum of an operation's histograms, as members of a JSON object. */
@@ -149,25 +159,24 @@ histogram_print(char *text, size_t length, const struct thread *threads,
 			sum.waited_ns = one->waited_ns;
 		}
 	}
-	uint64_t seen = 0;
-	unsigned median = 0, bucket = 0;
-	for (; bucket < NBUCKETS; bucket++) {
-		seen += sum.buckets[bucket];
-		if (seen * 2 < sum.count) {
-			median = bucket + 1;
-		}
-		if ((double)seen >= .9999 * (double)sum.count) {
-			break;
-		}
+	const struct {
+		const char *name;
+		double      value;
+	} members[] = {
+	    {"max_us", (double)sum.longest_ns / 1e3},
+	    {"waited_us", (double)sum.waited_ns / 1e3},
+	    {"9999_us", quantile_us(&sum, .9999)},
+	    {"median_us", quantile_us(&sum, .5)},
+	    {"long", (double)sum.nlong},
+	    {"count", (double)sum.count},
+	};
+	int printed = 0;
+	for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++) {
+		printed += snprintf(text + printed, length - (size_t)printed,
+		    "\"%s_%s\": %.3f, ", names[operation], members[i].name,
+		    members[i].value);
 	}
-	return snprintf(text, length,
-	    "\"%1$s_max_us\": %2$.1f, \"%1$s_9999_us\": %3$.2f,"
-	    " \"%1$s_median_us\": %4$.3f, \"%1$s_long\": %5$llu,"
-	    " \"%1$s_count\": %6$llu, \"%1$s_waited_us\": %7$.1f, ",
-	    names[operation], (double)sum.longest_ns / 1e3,
-	    bucket_ns(bucket) / 1e3, bucket_ns(median) / 1e3,
-	    (unsigned long long)sum.nlong, (unsigned long long)sum.count,
-	    (double)sum.waited_ns / 1e3);
+	return printed;
 }
 
 int
@@ -202,8 +211,9 @@ main(int argc, char **argv) {
 		threads[i].nobjects = nlive / NTHREADS;
 		threads[i].objects = objects + i * threads[i].nobjects;
 		threads[i].rng.state = rng_next(&rng);
-		if (pthread_create(&threads[i].id, NULL, thread_run,
-		    &threads[i]) != 0) {
+		if (pthread_create(
+		        &threads[i].id, NULL, thread_run, &threads[i])
+		    != 0) {
 			die("pthread_create");
 		}
 	}
@@ -216,8 +226,8 @@ main(int argc, char **argv) {
 	char text[4096];
 	int  length = 0;
 	for (enum operation op = 0; op < NOPERATIONS; op++) {
-		length += histogram_print(text + length,
-		    sizeof(text) - (size_t)length, threads, op);
+		length += histogram_print(
+		    text + length, sizeof(text) - (size_t)length, threads, op);
 	}
 	report_phase("measured", "%s\"nmeshes\": %llu", text,
 	    (unsigned long long)mesh_stat("nmeshes"));

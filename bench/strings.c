@@ -25,7 +25,8 @@
 int
 main(int argc, char **argv) {
 	if (argc != 6) {
-		fprintf(stderr, "usage: strings BYTES FIRST LAST SECONDS SEED\n");
+		fprintf(
+		    stderr, "usage: strings BYTES FIRST LAST SECONDS SEED\n");
 		return 2;
 	}
 	size_t   limit = number_parse(argv[1]), first = number_parse(argv[2]);

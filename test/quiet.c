@@ -30,8 +30,8 @@ wakeups(void) {
 			continue;
 		}
 		char path[300], line[256];
-		snprintf(path, sizeof(path), "/proc/self/task/%s/status",
-		    e->d_name);
+		snprintf(
+		    path, sizeof(path), "/proc/self/task/%s/status", e->d_name);
 		FILE *file = fopen(path, "re");
 		if (file == NULL) {
 			die(path);
@@ -51,18 +51,18 @@ wakeups(void) {
 
 static void
 report(const char *when) {
-	printf("\"%s\": {\"mappings\": %llu, \"store_mappings\": %llu,"
+	printf(
+	    "\"%s\": {\"mappings\": %llu, \"store_mappings\": %llu,"
 	    " \"descriptors\": %llu, \"wakeups\": %llu}",
 	    when, (unsigned long long)mappings(),
 	    (unsigned long long)store_mappings(),
-	    (unsigned long long)descriptors(),
-	    (unsigned long long)wakeups());
+	    (unsigned long long)descriptors(), (unsigned long long)wakeups());
 }
 
 int
 main(void) {
 	/* What it does with its output must not allocate meanwhile. */
-	static char buffer[4096];
+	static char  buffer[4096];
 	static void *objects[NOBJECTS];
 	setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));
 	rng_t rng = {1};
