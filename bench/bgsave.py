@@ -206,12 +206,11 @@ def measure(args, server, cgroup):
     return figures, digest
 
 
-def run(args, libdir, conf, directory):
+def run(args, malloc, directory):
     """One experiment; returns its figures."""
     def start(cgroup=None):
-        return common.Redis(args.redis, libdir, directory,
-                            "--enable-debug-command", "local", conf=conf,
-                            cgroup=cgroup)
+        return common.Redis(args.redis, malloc, directory,
+                            "--enable-debug-command", "local", cgroup=cgroup)
 
     dump = Path(directory) / "dump.rdb"
     dump.unlink(missing_ok=True)
@@ -237,40 +236,25 @@ def run(args, libdir, conf, directory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3,
-                        help="runs of each library (default %(default)s)")
+    common.add_arguments(parser, runs=3)
     parser.add_argument("--mb", type=int, default=1024,
                         help="memory that Redis uses (default %(default)s)")
     parser.add_argument("--redis", help="the redis-server to run")
-    parser.add_argument("--stock-lib", default=common.BUILD / "stock/lib",
-                        help="directory of the stock libjemalloc.so.2")
-    parser.add_argument("--mesh-lib", default=common.BUILD / "lib",
-                        help="directory of the libjemalloc.so.2 that meshes")
-    parser.add_argument("--mesh-conf", default="mesh:true",
-                        help="MALLOC_CONF of the latter (default %(default)s)")
     args = parser.parse_args()
     args.redis = args.redis or common.redis_server()
-    variants = {"stock": (args.stock_lib, ""),
-                "mesh": (args.mesh_lib, args.mesh_conf)}
-    for libdir, _ in variants.values():
-        common.library(libdir)
+    variants = common.linked_pair(args)
 
     figures = {name: [] for name in variants}
     with tempfile.TemporaryDirectory() as directory:
-        for i in range(args.runs):
-            for name in list(variants)[::-1 if i % 2 else 1]:
-                print(f"run {i + 1} of {args.runs}, {name}:", end="",
-                      flush=True)
-                figures[name].append(run(args, *variants[name], directory))
+        for name in common.turns(variants, args.runs):
+            figures[name].append(run(args, variants[name], directory))
     middle, ratios = common.compare(figures, ROWS)
     print(f"Each dump loaded back with the digest of the server that saved "
           f"it.\nlongest wait, mesh / stock: {ratios['stall_ms']:.2f} "
           f"(wanted: at most {GOAL})")
-    out = common.BUILD / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    common.save(out / "bgsave.json", {"medians": middle, "ratios": ratios,
-                                        "runs": figures})
-    print(f"all figures: {out}/bgsave.json")
+    path = common.OUT / "bgsave.json"
+    common.save(path, {"medians": middle, "ratios": ratios, "runs": figures})
+    print(f"all figures: {path}")
 
 
 if __name__ == "__main__":

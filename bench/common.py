@@ -73,6 +73,14 @@ class Malloc:
             fail(f"the program runs on {path} instead of {self.path}.")
 
 
+class LinkedMalloc(Malloc):
+    """A libjemalloc.so.2 for a program that is linked to one, as Debian's Redis."""
+
+    def environment(self):
+        return environment(LD_LIBRARY_PATH=str(self.path.parent),
+                           MALLOC_CONF=self.conf)
+
+
 def system_library(name):
     """A library of the system, None if it is not installed."""
     path = Path("/usr/lib", sysconfig.get_config_var("MULTIARCH"), name)
@@ -90,17 +98,27 @@ def peers():
 
 
 def add_arguments(parser, runs):
-    """The options of every bench that compares mallocs."""
+    """The options of every bench that compares jemallocs."""
     parser.add_argument("--runs", type=int, default=runs,
                         help="runs of each malloc (default %(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="NAME",
-                        help="compare only these (and stock)")
     parser.add_argument("--stock-lib", default=BUILD / "stock/lib",
                         help="directory of the stock libjemalloc.so.2")
     parser.add_argument("--mesh-lib", default=BUILD / "lib",
                         help="directory of the libjemalloc.so.2 that meshes")
     parser.add_argument("--mesh-conf", default="mesh:true",
                         help="MALLOC_CONF of the latter (default %(default)s)")
+
+
+def add_only(parser):
+    """The option of those that compare it with other mallocs, too."""
+    parser.add_argument("--only", nargs="+", metavar="NAME",
+                        help="compare only these (and stock)")
+
+
+def linked_pair(args):
+    """stock and mesh for a server that is linked to a libjemalloc.so.2."""
+    return {"stock": LinkedMalloc(library(args.stock_lib)),
+            "mesh": LinkedMalloc(library(args.mesh_lib), args.mesh_conf)}
 
 
 def mallocs(args, conf=""):
@@ -142,8 +160,8 @@ def compile_program(name, *sources, flags=()):
     OUT.mkdir(parents=True, exist_ok=True)
     program = OUT / name
     command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread",
-               f"-I{TEST}", HERE / f"{name}.c", *sources, TEST / "util.c",
-               "-o", program, *flags, "-lm"]
+               f"-I{TEST}", f"-I{BUILD}/include", HERE / f"{name}.c", *sources,
+               TEST / "util.c", "-o", program, *flags, "-lm"]
     try:
         subprocess.run(command, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
@@ -168,8 +186,9 @@ def max_map_count(count):
             path.write_text(before)
 
 
-def watch(malloc, command):
-    """Runs a program that reports its phases (report.h) on a malloc.
+def watch(malloc, command, period=0.1):
+    """Runs a program that reports its phases (report.h) on a malloc; samples its
+    memory every period seconds.
 
     Returns the phases by name, with what the program reports and what was
     measured at the end of each, and the curve of its memory.  Memory is what the
@@ -187,7 +206,7 @@ def watch(malloc, command):
                 phase = json.loads(line)
                 name = phase.pop("phase")
                 malloc.check(phase["library"])
-                sampler = sampler or Sampler(process.pid)
+                sampler = sampler or Sampler(process.pid, period)
                 phases[name] = phase | sampler.take() | cgroup.figures() | {
                     "cpu_s": cpu_all(process.pid),
                     "mappings": mappings(process.pid)}
@@ -203,11 +222,9 @@ def watch(malloc, command):
     finally:
         cgroup.remove()
     base, *_, last = phases.values()
-    start, curve = base["at"], []
-    for at, anon, store in sampler.samples:
-        if start <= at <= last["at"]:
-            curve.append((round(at - start, 3),
-                          (anon + store) / MB - base["memory"]))
+    curve = [(at - base["at"], (anon + store) / MB - base["memory"])
+             for at, anon, store in sampler.samples
+             if base["at"] <= at <= last["at"]]
     for key in ("at", "memory", "cgroup_pages", "cgroup_charged"):
         if key in base:
             first = base[key]
@@ -364,26 +381,23 @@ def redis_server():
 
 
 class Redis:
-    """A redis-server on the jemalloc in libdir, and a connection to it.
+    """A redis-server on a malloc, and a connection to it.
 
     directory holds its socket and its log.  The server runs in the cgroup, if
     one is given.
     """
 
-    def __init__(self, executable, libdir, directory, *options, conf="",
-                 cgroup=None):
-        lib = library(libdir)
+    def __init__(self, executable, malloc, directory, *options, cgroup=None):
         address = os.path.join(directory, "redis.sock")
         self.log = Path(directory) / "redis.log"
         self.address = address
-        env = environment(LD_LIBRARY_PATH=str(lib.parent), MALLOC_CONF=conf)
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 ["redis-server", "--port", "0", "--unixsocket", address,
                  "--save", "", "--appendonly", "no", "--dir", str(directory),
                  *options],
-                executable=executable, env=env, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log,
+                executable=executable, env=malloc.environment(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=cgroup.enter if cgroup else None)
         self.pid = self.process.pid
         try:
@@ -391,10 +405,11 @@ class Redis:
             self.replies = self.socket.makefile("rb")
             with open(f"/proc/{self.pid}/maps") as maps:
                 loaded = {line.split()[-1] for line in maps
-                          if "libjemalloc" in line}
-            if loaded != {str(lib)}:
+                          if "libjemalloc" in line or str(malloc.path) in line}
+            if str(malloc.path) not in loaded or (
+                    isinstance(malloc, LinkedMalloc) and len(loaded) > 1):
                 fail(f"redis-server runs on {loaded or 'another malloc'} "
-                     f"instead of {lib}.")
+                     f"instead of {malloc.path}.")
         except BaseException:
             self.stop()
             raise
@@ -566,7 +581,7 @@ def variant_table(title, result, columns):
     print()
     table(head, rows)
     for name, middle in result["medians"].items():
-        if middle.get("mesh_off"):
+        if name != "mesh off" and middle.get("mesh_off"):
             print(f"{name} was off: {middle['mesh_off']}")
     print(flush=True)
 
@@ -578,6 +593,7 @@ def draw(path, title, curves, marks=None, marked=""):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, runs in curves.items():
         colour = COLOURS.get(name, "tab:gray")
@@ -602,4 +618,5 @@ def draw(path, title, curves, marks=None, marked=""):
 
 
 def save(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1) + "\n")

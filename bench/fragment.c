@@ -115,9 +115,9 @@ keep_runs(size_t i) {
 	(void)i;
 	while (left == 0) {
 		keep = !keep;
-		uint32_t mean = keep ? RUN_KEPT
-		                     : RUN_KEPT * freed_percent
-		        / (100 - freed_percent);
+		uint32_t mean = keep
+		    ? RUN_KEPT
+		    : RUN_KEPT * freed_percent / (100 - freed_percent);
 		left = rng_below(&rng, 2 * mean + 1);
 	}
 	left--;
@@ -177,11 +177,11 @@ static const struct {
 	const char *name;
 	bool (*keep)(size_t i);
 } patterns[] = {
-	{"random", keep_random},
-	{"stride", keep_stride},
-	{"front", keep_front},
-	{"runs", keep_runs},
-	{"robson", NULL},
+    {"random", keep_random},
+    {"stride", keep_stride},
+    {"front", keep_front},
+    {"runs", keep_runs},
+    {"robson", NULL},
 };
 
 static void
@@ -198,7 +198,8 @@ idle(uint64_t seconds) {
 int
 main(int argc, char **argv) {
 	if (argc != 7) {
-		fprintf(stderr, "usage: fragment BYTES SIZE FREED PATTERN SECONDS "
+		fprintf(stderr,
+		    "usage: fragment BYTES SIZE FREED PATTERN SECONDS "
 		    "SEED\n");
 		return 2;
 	}

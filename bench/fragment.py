@@ -38,7 +38,7 @@ def figures(phases, curve):
               "allocating_s": allocated["seconds"],
               "freeing_s": freed["seconds"],
               "idle_cpu_s": idled["cpu_s"] - freed["cpu_s"],
-              "mesh_off": idled["opt_mesh"] and idled["mesh_off"]}
+              "mesh_off": idled.get("mesh_off")}
     if "cgroup_pages" in idled:
         result["cgroup"] = idled["cgroup_pages"]
     return result
@@ -57,6 +57,7 @@ def add_released(runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     common.add_arguments(parser, runs=3)
+    common.add_only(parser)
     parser.add_argument("--mb", type=int, default=1024,
                         help="size of the heap (default %(default)s)")
     parser.add_argument("--size", nargs="+", default=["256"],

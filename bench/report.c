@@ -10,8 +10,8 @@ typedef int mallctl_t(const char *, void *, size_t *, void *, size_t);
 
 /* The string or bool at name as JSON, null where this malloc has none. */
 static void
-mallctl_print(const char *key, mallctl_t *mallctl, const char *name,
-    bool is_string) {
+mallctl_print(
+    const char *key, mallctl_t *mallctl, const char *name, bool is_string) {
 	const char *string = NULL;
 	bool        boolean = false;
 	void       *value = is_string ? (void *)&string : (void *)&boolean;

@@ -11,20 +11,20 @@
  */
 
 #define _GNU_SOURCE
-#include <dlfcn.h>
+#include "report.h"
+
 #include <pthread.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define MAX_THREADS 64
 /* Regions alive at a time: in a batch of flush, in each hand of larson. */
 #define FLUSH_BATCH 4096
 #define LARSON_SLOTS 1024
 #define LARSON_HAND_OVER (64 * LARSON_SLOTS)
+#define MIXED_SLOTS 32768
+#define MIXED_MIN ((size_t)8)
 /* pipe: pointers handed over at once, and how many such loads may wait. */
 #define PIPE_LOAD 256
 #define PIPE_WAITING 16
@@ -34,13 +34,6 @@ static size_t   noperations;
 static size_t   size;
 
 static pthread_barrier_t barrier;
-
-static uint64_t
-now_ns(void) {
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
 
 static void *
 region_new(size_t nbytes) {
@@ -77,6 +70,15 @@ pattern_flush(unsigned thread) {
 	}
 }
 
+/* xorshift: cheaper than the malloc that is measured. */
+static uint64_t
+random_next(uint64_t *random) {
+	*random ^= *random << 13;
+	*random ^= *random >> 7;
+	*random ^= *random << 17;
+	return *random;
+}
+
 /*
  * As Larson and Krishnan's server: each thread replaces random regions by ones
  * of random sizes up to size, and hands them all to its neighbour now and then.
@@ -91,12 +93,31 @@ pattern_larson(unsigned thread) {
 			pthread_barrier_wait(&barrier);
 			hand = (hand + 1) % nthreads;
 		}
-		random ^= random << 13;
-		random ^= random >> 7;
-		random ^= random << 17;
+		random_next(&random);
 		void **slot = &hands[hand][random % LARSON_SLOTS];
 		free(*slot);
 		*slot = region_new(1 + (random >> 32) % size);
+	}
+}
+
+/*
+ * Each thread replaces random ones of many regions by ones of sizes of which each
+ * doubling up to size is as likely: most of them miss the processor's caches.
+ */
+static void
+pattern_mixed(unsigned thread) {
+	static void *slots[MAX_THREADS][MIXED_SLOTS];
+	uint64_t     random = 0x9e3779b97f4a7c15 * (thread + 1);
+	unsigned     ndoublings = 0;
+	while (MIXED_MIN << (ndoublings + 1) <= size) {
+		ndoublings++;
+	}
+	for (size_t i = 0; i < noperations; i++) {
+		random_next(&random);
+		void **slot = &slots[thread][random % MIXED_SLOTS];
+		size_t least = MIXED_MIN << (random >> 20) % ndoublings;
+		free(*slot);
+		*slot = region_new(least + (random >> 32) % least);
 	}
 }
 
@@ -138,6 +159,7 @@ static const struct {
 	{"local", pattern_local},
 	{"flush", pattern_flush},
 	{"larson", pattern_larson},
+	{"mixed", pattern_mixed},
 	{"pipe", pattern_pipe},
 };
 
@@ -168,25 +190,6 @@ thread_run(void *arg) {
 	return NULL;
 }
 
-typedef int mallctl_t(const char *, void *, size_t *, void *, size_t);
-
-/* The string or bool at name as JSON, null where this malloc has none. */
-static void
-mallctl_print(const char *key, mallctl_t *mallctl, const char *name,
-    bool is_string) {
-	const char *string = NULL;
-	bool        boolean = false;
-	void       *value = is_string ? (void *)&string : (void *)&boolean;
-	size_t      nbytes = is_string ? sizeof(string) : sizeof(boolean);
-	if (mallctl == NULL || mallctl(name, value, &nbytes, NULL, 0) != 0) {
-		printf("\"%s\": null, ", key);
-	} else if (is_string) {
-		printf("\"%s\": \"%s\", ", key, string);
-	} else {
-		printf("\"%s\": %s, ", key, boolean ? "true" : "false");
-	}
-}
-
 int
 main(int argc, char **argv) {
 	static struct thread threads[MAX_THREADS];
@@ -203,7 +206,8 @@ main(int argc, char **argv) {
 	noperations = strtoul(argv[3], NULL, 10);
 	size = strtoul(argv[4], NULL, 10);
 	if (pattern == NULL || nthreads == 0 || nthreads > MAX_THREADS
-	    || size == 0 || (pattern == pattern_pipe && nthreads != 2)) {
+	    || size == 0 || (pattern == pattern_mixed && size < 2 * MIXED_MIN)
+	    || (pattern == pattern_pipe && nthreads != 2)) {
 		fprintf(stderr, "speed: no such pattern, threads or size\n");
 		return 2;
 	}
@@ -227,16 +231,8 @@ main(int argc, char **argv) {
 		}
 	}
 
-	Dl_info    info;
-	mallctl_t *mallctl = (mallctl_t *)dlsym(RTLD_DEFAULT, "mallctl");
-	if (dladdr(dlsym(RTLD_DEFAULT, "malloc"), &info) == 0) {
-		abort();
-	}
-	printf("{\"library\": \"%s\", ", info.dli_fname);
-	mallctl_print("version", mallctl, "version", true);
-	mallctl_print("config_mesh", mallctl, "config.mesh", false);
-	mallctl_print("opt_mesh", mallctl, "opt.mesh", false);
-	mallctl_print("mesh_off", mallctl, "stats.mesh.off", true);
-	printf("\"seconds\": %.9f}\n", (double)(end_ns - start_ns) / 1e9);
+	putchar('{');
+	report_malloc();
+	printf(", \"seconds\": %.9f}\n", (double)(end_ns - start_ns) / 1e9);
 	return 0;
 }

@@ -1,20 +1,20 @@
 #!/usr/bin/python3
 """The price of meshing in speed: jemalloc with meshing off (the default) and on
-against its stock twin, in instructions (exact) and in throughput (noisy).
+against its stock twin, in instructions (exact) and, as other mallocs too, in
+throughput (noisy).
 """
 
 import argparse
 import json
 import re
 import shutil
+import statistics
 import subprocess
-from pathlib import Path
 
 import common
 
-SOURCE = Path(__file__).resolve().parent / "speed.c"
-PROGRAM = common.BUILD / "bench/speed"
-COMPILE = ("-std=gnu11", "-O2", "-fno-builtin", "-pthread")
+PROGRAM = common.OUT / "speed"
+JEMALLOCS = ("stock", "mesh off", "mesh")
 
 # (pattern, threads, operations, size).  Instructions are counted in one thread;
 # few operations do, since the count is nearly the same each time.
@@ -33,52 +33,47 @@ THROUGHPUT = (
     ("flush", 2, 10_000_000, 64),
     ("larson", 1, 15_000_000, 1024),
     ("larson", 2, 10_000_000, 1024),
+    ("mixed", 1, 8_000_000, 14 << 10),
+    ("mixed", 2, 5_000_000, 14 << 10),
     ("pipe", 2, 10_000_000, 64),
 )
 GOAL_PERCENT = 0.5
+# Geometric mean of the throughput ratios, and the least of them.
+GOALS = {"mesh off": (0.995, 0), "mesh": (0.99, 0.95)}
 
 
-class Variant:
-    """A jemalloc with its options."""
+def run(malloc, case, *prefix):
+    """Runs a case on a malloc; returns what the program reports."""
+    end = subprocess.run([*prefix, PROGRAM, *map(str, case)], text=True,
+                         capture_output=True, env=malloc.environment())
+    if end.returncode:
+        common.fail(f"{' '.join(map(str, case))} ends with status "
+                    f"{end.returncode} on {malloc.path}: {end.stderr}")
+    report = json.loads(end.stdout)
+    malloc.check(report["library"])
+    return report
 
-    def __init__(self, libdir, conf):
-        self.library, self.conf = common.library(libdir), conf
 
-    def run(self, case, *prefix):
-        """Runs a case on this malloc; returns what the program reports."""
-        env = common.environment(LD_PRELOAD=str(self.library),
-                                 MALLOC_CONF=self.conf)
-        end = subprocess.run(
-            [*prefix, PROGRAM, *map(str, case)], capture_output=True,
-            text=True, env=env)
-        if end.returncode:
-            common.fail(f"{' '.join(map(str, case))} ends with status "
-                        f"{end.returncode} on {self.library}: {end.stderr}")
-        report = json.loads(end.stdout)
-        if report["library"] != str(self.library):
-            common.fail(f"the program ran on {report['library']} instead of "
-                        f"{self.library}.")
-        return report
-
-    def instructions(self, case):
-        """Instructions of an operation, and the program's report."""
-        counts = PROGRAM.with_suffix(".callgrind")
-        report = self.run(case, "valgrind", "--tool=callgrind",
-                          f"--callgrind-out-file={counts}",
-                          "--collect-atstart=no", "--toggle-collect=measured")
-        total = int(re.search(r"^totals: (\d+)", counts.read_text(), re.M)[1])
-        counts.unlink()
-        return total / case[2], report
+def instructions(malloc, case):
+    """Instructions of an operation, and the program's report."""
+    counts = PROGRAM.with_suffix(".callgrind")
+    report = run(malloc, case, "valgrind", "--tool=callgrind",
+                 f"--callgrind-out-file={counts}", "--collect-atstart=no",
+                 "--toggle-collect=measured")
+    total = int(re.search(r"^totals: (\d+)", counts.read_text(), re.M)[1])
+    counts.unlink()
+    return total / case[2], report
 
 
 def identify(variants):
     """Prints which mallocs these are."""
-    reports = {name: variant.run(("local", 1, 1, 16))
-               for name, variant in variants.items()}
+    reports = {name: run(malloc, ("local", 1, 1, 16))
+               for name, malloc in variants.items()}
     for name, report in reports.items():
-        print(f"{name}: {report['library']}, version {report['version']}, "
-              f"config.mesh {report['config_mesh']}, "
-              f"opt.mesh {report['opt_mesh']}"
+        print(f"{name}: {report['library']}"
+              + (f", version {report['version']}" if report["version"] else "")
+              + (f", config.mesh {report['config_mesh']}, opt.mesh "
+                 f"{report['opt_mesh']}" if "mesh" in name else "")
               + (f", {report['mesh_off']}" if report["mesh_off"] else ""))
     print(flush=True)
     return reports
@@ -86,7 +81,7 @@ def identify(variants):
 
 def label(case):
     pattern, threads, _, size = case
-    size = f"up to {size}" if pattern == "larson" else size
+    size = f"up to {size}" if pattern in ("larson", "mixed") else size
     return f"{pattern}, {size} B" + (f", {threads} threads" if threads > 1
                                      else "")
 
@@ -95,28 +90,28 @@ def count(variants):
     """Instructions of an operation, by case and variant."""
     if not shutil.which("valgrind"):
         common.fail("valgrind is missing; install it, or give "
-                    "--only throughput.")
+                    "--kind throughput.")
     results, rows, off = [], [], ""
     for case in INSTRUCTIONS:
         figures = {}
-        for name, variant in variants.items():
-            figures[name], report = variant.instructions(case)
-            off = off or report["mesh_off"] if name == "mesh on" else off
+        for name in JEMALLOCS:
+            figures[name], report = instructions(variants[name], case)
+            off = off or report["mesh_off"] if name == "mesh" else off
         results.append({"case": case, "instructions": figures})
         stock = figures["stock"]
         rows.append((label(case), f"{stock:.2f}",
-                     *(text for name in ("mesh off", "mesh on") for text in
+                     *(text for name in JEMALLOCS[1:] for text in
                        (f"{figures[name]:.2f}",
                         f"{(figures[name] / stock - 1) * 100:+.2f} %"))))
     common.table(("instructions a malloc + free", "stock", "mesh off", "",
-                  "mesh on", ""), rows)
+                  "mesh", ""), rows)
     worst = max(r["instructions"]["mesh off"] / r["instructions"]["stock"] - 1
                 for r in results) * 100
     print(f"\nmesh off costs {worst:+.2f} % at most; the goal of "
           f"{GOAL_PERCENT} % is "
           f"{'met' if worst <= GOAL_PERCENT else 'MISSED'}.")
     if off:
-        print(f"mesh on was off under valgrind: {off}")
+        print(f"mesh was off under valgrind: {off}")
     print(flush=True)
     return results
 
@@ -124,57 +119,58 @@ def count(variants):
 def clock(variants, nruns):
     """Operations a second, by case, variant and run."""
     runs = {case: {name: [] for name in variants} for case in THROUGHPUT}
-    names = list(variants)
     for i in range(nruns):
         print(f"run {i + 1} of {nruns}", flush=True)
         for case, figures in runs.items():
-            for name in names:
-                seconds = variants[name].run(case)["seconds"]
+            for name in variants:
+                seconds = run(variants[name], case)["seconds"]
                 # pipe shares each operation between its two threads.
                 threads = 1 if case[0] == "pipe" else case[1]
                 figures[name].append({"rate": case[2] * threads / seconds})
-            names = names[1:] + names[:1]  # everyone goes first in turn
+            # Everyone goes first in turn.
+            first, *others = variants
+            variants = {name: variants[name] for name in (*others, first)}
     results, rows = [], []
+    others = [name for name in runs[THROUGHPUT[0]] if name != "stock"]
     for case, figures in runs.items():
-        medians = {name: common.medians(figure)["rate"]
-                   for name, figure in figures.items()}
-        ratios = {name: common.ratio(figures["stock"], figure, "rate")
-                  for name, figure in figures.items() if name != "stock"}
-        results.append({"case": case, "medians": medians, "ratios": ratios,
-                        "runs": figures})
-        rows.append((label(case), f"{medians['stock'] / 1e6:.1f}",
-                     *(text for name, ratio in ratios.items() for text in
-                       (f"{medians[name] / 1e6:.1f}", f"{ratio:.3f}"))))
+        result = common.against_stock(figures)
+        ratios = {name: result["ratios"][name]["rate"] for name in others}
+        stock = result["medians"]["stock"]["rate"]
+        results.append({"case": case, "ratios": ratios, "runs": figures})
+        rows.append((label(case), f"{stock / 1e6:.1f}",
+                     *(f"{ratios[name]:.3f}" for name in others)))
+    means, least = ({name: function(each["ratios"][name] for each in results)
+                     for name in others}
+                    for function in (statistics.geometric_mean, min))
+    rows += [("geometric mean", "", *(f"{means[name]:.3f}" for name in others)),
+             ("least", "", *(f"{least[name]:.3f}" for name in others))]
     print()
-    common.table((f"10^6 operations/s, median of {nruns}", "stock", "mesh off",
-                  "ratio", "mesh on", "ratio"), rows)
-    print(flush=True)
+    common.table((f"throughput, median of {nruns}", "stock 10^6/s",
+                  *others), rows)
+    print()
+    for name, (goal, goal_least) in GOALS.items():
+        good = means[name] >= goal and least[name] >= goal_least
+        print(f"{name}: mean {means[name]:.3f}, least {least[name]:.3f}; the goal "
+              f"of {goal} and {goal_least} is {'met' if good else 'MISSED'}.")
     return results
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=7,
-                        help="throughput runs (default %(default)s)")
-    parser.add_argument("--only", choices=("instructions", "throughput"))
-    parser.add_argument("--stock-lib", default=common.BUILD / "stock/lib",
-                        help="directory of the stock libjemalloc.so.2")
-    parser.add_argument("--mesh-lib", default=common.BUILD / "lib",
-                        help="directory of the libjemalloc.so.2 that meshes")
+    common.add_arguments(parser, runs=7)
+    common.add_only(parser)
+    parser.add_argument("--kind", choices=("instructions", "throughput"),
+                        help="default both")
     args = parser.parse_args()
-    variants = {"stock": Variant(args.stock_lib, ""),
-                "mesh off": Variant(args.mesh_lib, ""),
-                "mesh on": Variant(args.mesh_lib, "mesh:true")}
-    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        subprocess.run(["cc", *COMPILE, SOURCE, "-o", PROGRAM], check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        common.fail(f"speed.c cannot be compiled: {error}")
+    args.only = [*JEMALLOCS, *(args.only or common.peers())]
+    variants = common.mallocs(args)
+    common.compile_program("speed", common.HERE / "report.c",
+                           flags=("-fno-builtin",))
 
     results = {"mallocs": identify(variants)}
-    if args.only != "throughput":
+    if args.kind != "throughput":
         results["instructions"] = count(variants)
-    if args.only != "instructions":
+    if args.kind != "instructions":
         results["throughput"] = clock(variants, args.runs)
     path = PROGRAM.with_suffix(".json")
     common.save(path, results)

@@ -11,6 +11,9 @@
 
 #include <jemalloc/jemalloc.h>
 
+/* None in a program that runs on a malloc other than jemalloc. */
+extern __typeof__(mallctl) mallctl __attribute__((weak));
+
 static const char store[] = "/memfd:jemalloc-mesh";
 
 uint64_t
@@ -54,7 +57,8 @@ bool
 mesh_built(void) {
 	bool   built;
 	size_t size = sizeof(built);
-	return mallctl("config.mesh", &built, &size, NULL, 0) == 0 && built;
+	return mallctl != NULL
+	    && mallctl("config.mesh", &built, &size, NULL, 0) == 0 && built;
 }
 
 bool
