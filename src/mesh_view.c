@@ -850,7 +850,11 @@ mesh_view_postfork_child(tsdn_t *tsdn) {
 	table_drop();
 	state_set(view_idle);
 	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
-	/* The parent's. */
+	/*
+	 * The parent's.  The sentinel must stay as it is while we have views of
+	 * the parent's store: ours, if we fork, is another one.
+	 */
+	view_sentinel = NULL;
 	atomic_store_b(&viewer_started, false, ATOMIC_RELAXED);
 	atomic_store_u32(&viewer_ready, 0, ATOMIC_RELAXED);
 	atomic_store_u32(
