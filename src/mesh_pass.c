@@ -451,6 +451,10 @@ mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena) {
 	    || atomic_load_u64(&arena->mesh.nmeshes, ATOMIC_RELAXED) == 0) {
 		return;
 	}
+	/* The rest of a round under way would not reach everything. */
+	malloc_mutex_lock(tsdn, &mesh_mtx);
+	mesh_tidy_begin(tsdn, arena);
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	bool done;
 	do {
 		malloc_mutex_lock(tsdn, &mesh_mtx);
