@@ -42,8 +42,12 @@
  */
 #define REFUSED_PAUSE_NS_MIN UINT64_C(20000000)
 #define REFUSED_PAUSE_NS_MAX UINT64_C(5000000000)
-/* A process that forks more often than this does not mesh. */
+/*
+ * A process that forks more often than this does not mesh, since the next fork
+ * would undo it; but that must not last.
+ */
 #define FORK_PAUSE_NS UINT64_C(1000000000)
+#define FORK_PAUSE_NS_MAX UINT64_C(10000000000)
 /* How long a pass on request waits for a fork to be dealt with. */
 #define FORK_WAIT_MS 5000
 /*
@@ -73,8 +77,9 @@ static unsigned slice_shard;
 static uint64_t slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
-/* When the process forked last. */
+/* When the process forked last, and first of the forks that are not apart. */
 static uint64_t forked_ns;
+static uint64_t forked_first_ns;
 /* When to try again after a refusal, 0 if nothing was refused. */
 static uint64_t   refused_until_ns;
 static uint64_t   refused_pause_ns;
@@ -259,7 +264,8 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	bool hurry = (opt_mesh_period_ms == 0);
 	if (slice_last_ns < refused_until_ns || mesh_fork_pending(tsdn, hurry)
 	    || (!hurry && forked_ns != 0
-	        && slice_last_ns - forked_ns < FORK_PAUSE_NS)) {
+	        && slice_last_ns - forked_ns < FORK_PAUSE_NS
+	        && slice_last_ns - forked_first_ns < FORK_PAUSE_NS_MAX)) {
 		return true;
 	}
 	bool     later = false;
@@ -471,7 +477,11 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 
 void
 mesh_pass_forked(void) {
-	forked_ns = now_ns();
+	uint64_t now = now_ns();
+	if (now - forked_ns >= FORK_PAUSE_NS) {
+		forked_first_ns = now;
+	}
+	forked_ns = now;
 }
 
 void
@@ -480,6 +490,10 @@ mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena) {
 	    || atomic_load_u64(&arena->mesh.nmeshes, ATOMIC_RELAXED) == 0) {
 		return;
 	}
+	/* The rest of a round under way would not reach everything. */
+	malloc_mutex_lock(tsdn, &mesh_mtx);
+	mesh_tidy_begin(tsdn, arena);
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	bool done;
 	do {
 		malloc_mutex_lock(tsdn, &mesh_mtx);
@@ -495,5 +509,6 @@ mesh_pass_postfork_child(void) {
 	}
 	memset(&slice_scan, 0, sizeof(slice_scan));
 	atomic_store_b(&slice_asleep, false, ATOMIC_RELAXED);
+	forked_ns = 0;
 	mesh_pass_forked();
 }

@@ -127,12 +127,20 @@ tidy_chunk(tsdn_t *tsdn, arena_t *arena) {
 	return size >> LG_PAGE;
 }
 
+void
+mesh_tidy_begin(tsdn_t *tsdn, arena_t *arena) {
+	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
+	mesh_tidy_at_t *at = &arena->mesh.tidy;
+	at->npages = at->nretained = arena_nretained(arena);
+	at->base = NULL;
+}
+
 bool
 mesh_tidy_step(tsdn_t *tsdn, arena_t *arena) {
 	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
 	mesh_tidy_at_t *at = &arena->mesh.tidy;
 	if (at->npages == 0) {
-		at->npages = at->nretained = arena_nretained(arena);
+		mesh_tidy_begin(tsdn, arena);
 	}
 	size_t npages = tidy_chunk(tsdn, arena);
 	at->npages -= npages == 0 || npages > at->npages ? at->npages : npages;

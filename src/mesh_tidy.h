@@ -14,9 +14,11 @@ typedef enum {
 mesh_tidy_t mesh_tidy_look(arena_t *arena);
 
 /*
- * Begins a round over the retained extents of an arena, or goes on with it: one
- * chunk.  The mesh lock is held, no other.  Returns true when the round has ended.
+ * begin begins a round over all retained extents of an arena, step goes on with
+ * it, or begins one: one chunk.  The mesh lock is held, no other.  step returns
+ * true when the round has ended.
  */
+void mesh_tidy_begin(tsdn_t *tsdn, arena_t *arena);
 bool mesh_tidy_step(tsdn_t *tsdn, arena_t *arena);
 
 #endif /* JEMALLOC_INTERNAL_MESH_TIDY_H */

@@ -108,6 +108,15 @@ typedef enum {
 	view_settled
 } view_state_t;
 
+/* What the viewer is asked for, and its answer. */
+typedef enum {
+	viewer_asked_nothing,
+	viewer_asked_to_protect,
+	viewer_asked_to_lift,
+	viewer_done,
+	viewer_failed
+} viewer_request_t;
+
 static malloc_mutex_t view_mtx;
 /* The table: the half of a mapping that sorting left it in. */
 static range_t *view_map;
@@ -130,7 +139,7 @@ static volatile char *view_sentinel;
 /* The viewer; what is not atomic only it uses. */
 static atomic_b_t   viewer_started;
 static atomic_u32_t viewer_ready;
-/* 1 asks for the table to be protected; the answer is 2 for done, 3 for no. */
+/* A viewer_request_t. */
 static atomic_u32_t viewer_request;
 static int          viewer_uffd;
 static int          viewer_pagemap;
@@ -595,6 +604,31 @@ viewer_step(view_state_t state) {
 	}
 }
 
+static void
+viewer_answer(void) {
+	bool err = false;
+	switch (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE)) {
+	case viewer_asked_to_protect:
+		err = viewer_arm();
+		if (!err) {
+			state_set(view_armed);
+		}
+		break;
+	case viewer_asked_to_lift:
+		if (state_get() == view_lifting) {
+			while (!viewer_lift_step()) {
+			}
+			viewer_end(view_thawed);
+		}
+		break;
+	default:
+		return;
+	}
+	atomic_store_u32(&viewer_request, err ? viewer_failed : viewer_done,
+	    ATOMIC_RELEASE);
+	futex_wake(&viewer_request);
+}
+
 static void *
 viewer_main(void *arg) {
 	(void)arg;
@@ -609,15 +643,7 @@ viewer_main(void *arg) {
 	}
 	atomic_store_u32(&viewer_ready, 1, ATOMIC_RELEASE);
 	for (;;) {
-		if (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) == 1) {
-			bool err = viewer_arm();
-			if (!err) {
-				state_set(view_armed);
-			}
-			atomic_store_u32(
-			    &viewer_request, err ? 3 : 2, ATOMIC_RELEASE);
-			futex_wake(&viewer_request);
-		}
+		viewer_answer();
 		view_state_t state = state_get();
 		if (state == view_armed || state == view_lifting
 		    || state == view_settling) {
@@ -625,7 +651,8 @@ viewer_main(void *arg) {
 		} else {
 			uint32_t request = atomic_load_u32(
 			    &viewer_request, ATOMIC_ACQUIRE);
-			if (request != 1) {
+			if (request != viewer_asked_to_protect
+			    && request != viewer_asked_to_lift) {
 				futex_wait(&viewer_request, request);
 			}
 		}
@@ -664,18 +691,18 @@ mesh_view_start(tsdn_t *tsdn) {
 /******************************************************************************/
 /* Fork. */
 
-/* Has the viewer protect the table.  Returns true if it cannot. */
+/* Has the viewer do something now.  Returns true if it cannot. */
 static bool
-view_arm(void) {
+viewer_ask(viewer_request_t request) {
 	if (atomic_load_u32(&viewer_ready, ATOMIC_ACQUIRE) == 0) {
 		return true;
 	}
-	atomic_store_u32(&viewer_request, 1, ATOMIC_RELEASE);
+	atomic_store_u32(&viewer_request, request, ATOMIC_RELEASE);
 	futex_wake(&viewer_request);
-	while (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) == 1) {
-		futex_wait(&viewer_request, 1);
+	while (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) == request) {
+		futex_wait(&viewer_request, request);
 	}
-	return atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) != 2;
+	return atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) != viewer_done;
 }
 
 /* A copy instead of a view, for when the store's descriptor is gone. */
@@ -722,7 +749,8 @@ mesh_view_part(tsdn_t *tsdn) {
 
 	const mesh_fd_t *store = mesh_store_fd();
 	if (mesh_fd_valid(store)) {
-		if (!view_arm() || !ranges_make_private(store->fd)) {
+		if (!viewer_ask(viewer_asked_to_protect)
+		    || !ranges_make_private(store->fd)) {
 			return false;
 		}
 	}
@@ -794,6 +822,13 @@ mesh_view_prefork(tsdn_t *tsdn) {
 	malloc_mutex_lock(tsdn, &view_mtx);
 	atomic_store_b(&view_forking, true, ATOMIC_RELAXED);
 	malloc_mutex_unlock(tsdn, &view_mtx);
+	/*
+	 * What is protected in part is of no use to this child, and nothing of it
+	 * may be left when the next table takes its place.
+	 */
+	if (state_get() == view_lifting) {
+		(void)viewer_ask(viewer_asked_to_lift);
+	}
 }
 
 void
@@ -815,9 +850,14 @@ mesh_view_postfork_child(tsdn_t *tsdn) {
 	table_drop();
 	state_set(view_idle);
 	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
-	/* The parent's. */
+	/*
+	 * The parent's.  The sentinel must stay as it is while we have views of
+	 * the parent's store: ours, if we fork, is another one.
+	 */
+	view_sentinel = NULL;
 	atomic_store_b(&viewer_started, false, ATOMIC_RELAXED);
 	atomic_store_u32(&viewer_ready, 0, ATOMIC_RELAXED);
-	atomic_store_u32(&viewer_request, 0, ATOMIC_RELAXED);
+	atomic_store_u32(
+	    &viewer_request, viewer_asked_nothing, ATOMIC_RELAXED);
 	return err;
 }

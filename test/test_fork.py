@@ -44,6 +44,11 @@ VIEWS = "abort_conf:true,mesh:true,mesh_period_ms:-1"
     # No child is left: the ranges go on as before the fork.
     ("release", VIEWS, (), 0),
     ("debug", VIEWS, (), 0),
+    # A fork while the protection of the last one is being lifted.
+    ("release", VIEWS, ("-a", "-n", 20), 0),
+    ("debug", VIEWS, ("-a", "-n", 20), 0),
+    # Children that are parents in turn.
+    ("release", VIEWS + ",narenas:2", ("-g",), 0),
     # A pass does not wait for the child: the generation ends.
     ("release", VIEWS, ("-s",), 3),
     ("debug", VIEWS, ("-s",), 3),

@@ -39,7 +39,8 @@ def assert_nothing_left(samples, mappings=50):
     assert start["mappings"] < 200 and end["mappings"] < start["mappings"] + mappings
     # A fork closes the store, which the next mesh opens again.
     assert end["fds"] <= start["fds"] + 2
-    assert end["threads"] <= start["threads"]
+    # The first mesh starts the one that waits for writes after a fork.
+    assert end["threads"] <= start["threads"] + 1
     assert end["pte"] < start["pte"] + MIB // 2
 
 

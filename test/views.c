@@ -14,14 +14,18 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <jemalloc/jemalloc.h>
+
 #define OBJECTS_MAX 1000000
 
 static const char usage[] =
-    "usage: views [-n forks] [-s]\n"
-    "  -s  mesh while children live\n";
+    "usage: views [-n forks] [-sag]\n"
+    "  -s  mesh while children live\n"
+    "  -g  let children mesh on their own and fork, too\n"
+    "  -a  fork some milliseconds after a child that ended at once\n";
 
 static unsigned nforks = 3;
-static bool     with_stay;
+static bool     with_stay, with_another, with_grandchild;
 static table_t  table;
 static uint64_t bad, failed;
 
@@ -62,10 +66,51 @@ generations(void) {
 }
 
 static void
-child_main(int go) {
+wait_for_end(int pipe) {
 	char c;
-	while (read(go, &c, 1) > 0) {
+	while (read(pipe, &c, 1) > 0) {
 	}
+}
+
+/* Nothing that this process does is known to its parent. */
+static void
+be_parent(void) {
+	bool           on = true;
+	unsigned       arena = 1;
+	static table_t own;
+	if (mallctl("background_thread", NULL, NULL, &on, sizeof(on)) != 0
+	    || mallctl("thread.arena", NULL, NULL, &arena, sizeof(arena))
+	        != 0) {
+		die("background_thread, thread.arena");
+	}
+	table_init(&own, OBJECTS_MAX, 2, UINT64_C(1) << 32);
+	table_fill(&own, (size_t)8 << 20, 64, 2048);
+	bad += table_thin(&own, 0.15, thin_random);
+	ctl_do("thread.tcache.flush");
+	/* What was inherited is of arena 0 and stays as it is. */
+	ctl_do("arena.1.mesh");
+	nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+	pid_t child = fork();
+	if (child == -1) {
+		die("fork");
+	}
+	if (child == 0) {
+		_exit(table_check(&own) != 0);
+	}
+	int status;
+	waitpid(child, &status, 0);
+	if (status != 0) {
+		die("a grandchild");
+	}
+}
+
+static void
+child_main(int go, int ready) {
+	if (with_grandchild) {
+		be_parent();
+	}
+	close(ready);
+	wait_for_end(go);
 	uint64_t wrong = table_check(&table);
 	/* Others than the parent. */
 	table.rng.state = ~table.rng.state;
@@ -74,28 +119,55 @@ child_main(int go) {
 	_exit(wrong != 0);
 }
 
+/* What was protected for this child is not any more, or only in part. */
+static void
+another_child(void) {
+	pid_t child = fork();
+	if (child == -1) {
+		die("fork");
+	}
+	if (child == 0) {
+		_exit(0);
+	}
+	waitpid(child, NULL, 0);
+	nanosleep(&(struct timespec){
+	              .tv_nsec = rng_size(&table.rng, 0, 60) * 1000000},
+	    NULL);
+}
+
 static void
 fork_once(void) {
-	int go[2], status;
-	if (pipe(go) != 0) {
+	int go[2], ready[2], status;
+	if (pipe(go) != 0 || pipe(ready) != 0) {
 		die("pipe");
 	}
 	objects_bump();
+	if (with_another) {
+		another_child();
+	}
 	pid_t child = fork();
 	if (child == -1) {
 		die("fork");
 	}
 	if (child == 0) {
 		close(go[1]);
-		child_main(go[0]);
+		close(ready[0]);
+		child_main(go[0], ready[1]);
 	}
+	close(ready[1]);
 	objects_bump();
+	if (with_grandchild) {
+		wait_for_end(ready[0]);
+		nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+		objects_bump();
+	}
 	if (with_stay) {
 		bad += mesh_pass();
 		objects_bump();
 	}
 	close(go[0]);
 	close(go[1]);
+	close(ready[0]);
 	waitpid(child, &status, 0);
 	failed += status != 0;
 	bad += table_check(&table);
@@ -106,13 +178,19 @@ fork_once(void) {
 
 int
 main(int argc, char **argv) {
-	for (int c; (c = getopt(argc, argv, "n:s")) != -1;) {
+	for (int c; (c = getopt(argc, argv, "n:sag")) != -1;) {
 		switch (c) {
 		case 'n':
 			nforks = (unsigned)number_parse(optarg);
 			break;
 		case 's':
 			with_stay = true;
+			break;
+		case 'a':
+			with_another = true;
+			break;
+		case 'g':
+			with_grandchild = true;
 			break;
 		default:
 			fputs(usage, stderr);
