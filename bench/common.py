@@ -33,7 +33,7 @@ START_TIMEOUT_S = 10
 COLOURS = {"stock": "tab:red", "mesh off": "tab:pink", "mesh": "tab:blue",
            "mesh ordered": "tab:cyan", "glibc": "tab:olive", "mimalloc": "tab:green",
            "tcmalloc": "tab:orange", "Mesh": "tab:purple",
-           "defrag": "tab:brown"}
+           "defrag": "tab:brown", "valkey": "tab:gray", "valkey mesh": "black"}
 
 
 def fail(message):
