@@ -13,9 +13,10 @@
  * Words.  The leader of a group is the slab whose place in the store holds the
  * memory; it goes on serving allocations, from the union of the group's
  * bitmaps.  Its followers map the same memory and only wait for their regions to
- * be freed.  The store is a memfd in which a slab's place is its own address; a
- * generation is the store between two forks.  To splice is to map a physical
- * slab at one more range.  The barrier keeps writers off a range meanwhile.
+ * be freed.  A run is neighbours that follow neighbours, by one mapping.  The store
+ * is a memfd in which a slab's place is its own address; a generation is the store
+ * between two forks.  To splice is to map a physical slab at one more range.  The
+ * barrier keeps writers off a range meanwhile.
  *
  * States of a slab, in its edata_t's e_bits:
  *
@@ -35,9 +36,14 @@
  *
  *     background thread, tick, mallctl
  *         |
- *     mesh_pass          finds candidates, has them matched, carries it out
+ *     mesh_pass          when which bin is scanned
+ *         |
+ *     mesh_scan          finds candidates of a bin, has them matched
  *         |     \   \
- *         |      \   mesh_match    bitmaps in, groups out
+ *         |      \   mesh_walk     slabs by address
+ *         |       mesh_run, mesh_match   bitmaps in, runs and groups out
+ *     mesh_batch         carries out: hold, copy, splice, join
+ *         |     \
  *         |     mesh_group         leaders and followers, frees, releases
  *         |         |
  *     mesh_barrier  mesh_splice    keep writers away; copy, splice, un-splice
@@ -48,6 +54,7 @@
  *     mesh_fork, mesh_view         fork: private views, made lazily
  *     mesh_tidy                    one mapping again of what passes have cut up
  *     mesh_place                   random placement of regions
+ *     mesh_reserve                 fresh slabs of a class side by side
  *     mesh_ehooks                  extension of the default extent hooks
  *     mesh.c                       boot and statistics
  *
@@ -114,6 +121,7 @@ mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src) {
 	dst->followers += src->followers;
 	dst->saved += src->saved;
 	dst->saved_max += src->saved_max;
+	dst->withheld += src->withheld;
 }
 
 void
@@ -128,6 +136,10 @@ mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst) {
 	    .followers = atomic_load_zu(&mesh->followers, ATOMIC_RELAXED),
 	    .saved = atomic_load_zu(&mesh->saved, ATOMIC_RELAXED),
 	    .saved_max = atomic_load_zu(&mesh->saved_max, ATOMIC_RELAXED)};
+	for (szind_t i = 0; i < SC_NBINS; i++) {
+		stats.withheld += atomic_load_zu(
+		    &mesh->withheld[i], ATOMIC_RELAXED);
+	}
 	mesh_stats_accum(dst, &stats);
 }
 

@@ -129,6 +129,8 @@ struct mesh_stats_s {
 	/* Bytes of physical memory that followers do without, now and at most. */
 	size_t saved;
 	size_t saved_max;
+	/* Bytes more that meshing leaves alone to save mappings, at most. */
+	size_t withheld;
 };
 
 /* State of the whole process. */

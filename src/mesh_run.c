@@ -173,21 +173,23 @@ static bool
 run_places_narrow(
     const mesh_run_t *r, uint64_t *places, size_t nwords, uint32_t i) {
 	const uint64_t *live = &r->live[(size_t)i * r->nwords];
-	for (unsigned w = 0; w < r->nwords; w++) {
-		for (uint64_t bits = live[w]; bits != 0; bits &= bits - 1) {
+	uint64_t        left = 0;
+	for (size_t k = 0; k < nwords; k++) {
+		left |= places[k];
+	}
+	for (unsigned w = 0; w < r->nwords && left != 0; w++) {
+		for (uint64_t bits = live[w]; bits != 0 && left != 0;
+		     bits &= bits - 1) {
 			const uint64_t *line = &r->lines[r->line_nwords
 			    * (w * 64 + (size_t)__builtin_ctzll(bits))];
-			uint64_t any = 0;
+			left = 0;
 			for (size_t k = 0; k < nwords; k++) {
 				places[k] &= ~line[k];
-				any |= places[k];
-			}
-			if (any == 0) {
-				return false;
+				left |= places[k];
 			}
 		}
 	}
-	return true;
+	return left != 0;
 }
 
 static bool

@@ -469,6 +469,7 @@ block_end(mesh_scan_t *scan) {
 	size_t n = scan->nslabs - block_nneeded(scan);
 	if (scan->scarce && (scan->share == 0 || scan->attempt >= 2)
 	    && n > scan->nblock_moved) {
+		scan->nrefused += (unsigned)(n - scan->nblock_moved);
 		scan->withheld += (n - scan->nblock_moved) * scan_size(scan);
 		scan->why = mesh_refusal_name(E2BIG);
 	}
