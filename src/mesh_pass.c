@@ -57,11 +57,11 @@
 #define LITTLE_SHARE 32
 #define LITTLE_LOOKS 64
 /*
- * Where mappings are short a bin of which one slab in so many was freed from since
- * the last look waits, but not longer than so many looks.
+ * Where mappings are short, a bin is in flux if one slab in so many was freed from
+ * since the last look.  It waits, and after so many looks gets only a few of them.
  */
 #define FLUX_SHARE 64
-#define FLUX_LOOKS 40
+#define FLUX_LOOKS 160
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
 #define BACKOFF_MAX 127
 
@@ -168,8 +168,8 @@ typedef enum {
 } bin_state_t;
 
 /*
- * Whether a bin shall wait for the program to free less, as mappings are too short
- * to spend them on what will be better soon; the bin is locked.
+ * Whether the program frees from a bin so fast that soon other slabs will be worth
+ * the mappings more, if those are short; the bin is locked.
  */
 static bool
 bin_in_flux(bin_t *bin, szind_t binind) {
@@ -177,14 +177,15 @@ bin_in_flux(bin_t *bin, szind_t binind) {
 	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
 	uint16_t    fresh = (uint16_t)(now - mesh->ndalloc_looked);
 	mesh->ndalloc_looked = now;
-	return mesh->nlooks < FLUX_LOOKS
-	    && (size_t)fresh * 64 > bin->stats.nonfull_slabs / FLUX_SHARE
+	return (size_t)fresh * 64 > bin->stats.nonfull_slabs / FLUX_SHARE
 	    && mesh_scan_demand(bin, binind) / bin_infos[binind].slab_size
 	    > mesh_splice_left() / MESH_MAPS_PER_SPLICE;
 }
 
 static bin_state_t
-bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
+bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
+    bool *flux) {
+	*flux = false;
 	if (bin_infos[binind].nregs == 1) {
 		return bin_idle;
 	}
@@ -197,10 +198,11 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 		    - mesh->ndalloc_seen;
 		bool little = config_stats
 		    && freed < bin->stats.nonfull_slabs / LITTLE_SHARE;
+		*flux = bin_in_flux(bin, binind);
 		mesh->nlooks += (mesh->nlooks < UINT8_MAX);
 		state = mesh->nlooks > mesh->backoff
 		        && (!little || mesh->nlooks > LITTLE_LOOKS)
-		        && !bin_in_flux(bin, binind)
+		        && (!*flux || mesh->nlooks > FLUX_LOOKS)
 		    ? bin_due
 		    : bin_later;
 	}
@@ -287,12 +289,14 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 				}
 			}
 			if (mesh_arena_meshable(arena)) {
-				bin_state_t state = bin_look(
-				    tsdn, arena, slice_bin, slice_shard);
+				bool        flux;
+				bin_state_t state = bin_look(tsdn, arena,
+				    slice_bin, slice_shard, &flux);
 				later |= (state == bin_later);
 				if (state == bin_due
 				    && !pass_scan_begin(tsdn, &slice_scan,
 				        arena, slice_bin, slice_shard)) {
+					slice_scan.flux = flux;
 					worked = true;
 				}
 			}

@@ -32,10 +32,14 @@
 
 /* Most slabs of a block: enough for good matches, few enough to lie close. */
 #define BLOCK_SLABS_MAX (ZU(1) << 15)
-/* Ways to sweep, from the one that releases most to the one that costs least. */
-#define ATTEMPTS 9
-/* What a run costs, leaders included, in eighths of a mapping. */
-#define RUN_COST 10
+/*
+ * Ways to sweep, from the one that releases most to the one that costs least: the
+ * shortest stretches of neighbours that it takes.  The first has few leaders, the
+ * second some more, and of all others half of the slabs may lead.
+ */
+static const uint8_t attempt_min[] = {
+    1, 1, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
+#define ATTEMPTS (sizeof(attempt_min) / sizeof(attempt_min[0]))
 /*
  * So many neighbours of leaders lead, too, although nothing follows them yet: it
  * costs a copy each, and saves two mappings.
@@ -340,7 +344,8 @@ block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
 	scan->scarce = scan->share < MESH_MAPS_PER_SPLICE * n;
 	if (scan->scarce) {
 		/* The next scan may have better use for some. */
-		scan->share -= scan->share / 8;
+		scan->share = scan->flux ? scan->share / 8
+		                         : scan->share - scan->share / 8;
 	}
 }
 
@@ -358,10 +363,10 @@ block_sweep_begin(mesh_scan_t *scan) {
 	size_t nleaders = scan->attempt == 0 || few > many ? few
 	    : scan->attempt == 1                           ? (few + many) / 2
 	                                                   : many;
-	static const uint8_t min[ATTEMPTS] = {1, 1, 1, 16, 32, 48, 64, 96, 128};
 	scan->run = mesh_run_begin(scan->work, nregs, scan->nslabs, scan->live,
 	    scan->next, scan->stays);
-	mesh_run_sweep(scan->run, nleaders, min[scan->attempt]);
+	mesh_run_sweep(scan->run, nleaders, attempt_min[scan->attempt]);
+	scan->cost = 0;
 	scan->nfound = 0;
 	scan->found_next = 0;
 	scan->lead_next = 0;
@@ -380,27 +385,95 @@ bit_set(uint64_t *bits, size_t i) {
 }
 
 /*
- * Looks for one run more; begins anew if they turn out to need more mappings than
- * there are.  Returns true when all are found.
+ * The slabs that shall lead from i on, with small gaps between them: sets *end to
+ * where they end, and returns where they begin; both are nslabs if there are none.
+ */
+static size_t
+block_leads_next(const mesh_scan_t *scan, size_t i, size_t *end) {
+	size_t n = scan->nslabs;
+	size_t gap_max = scan->scarce ? LEAD_GAP_MAX_SCARCE : LEAD_GAP_MAX;
+	while (i < n
+	    && (!bit_get(scan->leads, i) || bit_get(scan->stays, i))) {
+		i++;
+	}
+	*end = i;
+	size_t gap = 0;
+	for (size_t j = i; j < n && gap <= gap_max && !bit_get(scan->stays, j);
+	     j++) {
+		if (bit_get(scan->leads, j)) {
+			gap = 0;
+			*end = j + 1;
+		} else {
+			gap++;
+		}
+		if (!bit_get(scan->next, j)) {
+			break;
+		}
+	}
+	return i;
+}
+
+/* Mappings that the leaders of the runs will add. */
+static size_t
+block_leads_cost(const mesh_scan_t *scan) {
+	size_t cost = 0;
+	for (size_t i = 0, end; i < scan->nslabs; i = end) {
+		i = block_leads_next(scan, i, &end);
+		cost += i < end ? MESH_MAPS_PER_SPLICE : 0;
+	}
+	return cost;
+}
+
+/* The next way to sweep, or the last one again. */
+static void
+block_sweep_again(mesh_scan_t *scan, bool next) {
+	scan->final = !next;
+	scan->attempt += next ? 1 : -1;
+	block_sweep_begin(scan);
+}
+
+/*
+ * Looks for one run more.  If all together turn out to need more mappings than
+ * there are, begins anew in a way that needs less; if that leaves too many unused,
+ * goes back, and takes only as many runs as there are mappings for.  Returns true
+ * when all are found.
  */
 static bool
 block_sweep(mesh_scan_t *scan) {
+	bool              first = (scan->nfound == 0);
+	bool              last = (scan->attempt == ATTEMPTS - 1);
 	mesh_run_found_t *found = &scan->found[scan->nfound];
 	if (!mesh_run_step(scan->run, found)) {
+		if (!scan->scarce || scan->final) {
+			return true;
+		}
+		scan->cost += block_leads_cost(scan);
+		if (scan->cost > scan->share && !last) {
+			block_sweep_again(scan, /* next */ true);
+			return false;
+		}
+		if (scan->cost < scan->share / 2 && scan->attempt > 0) {
+			block_sweep_again(scan, /* next */ false);
+			return false;
+		}
 		return true;
 	}
-	if (found->n > 0) {
-		for (uint32_t i = 0; i < found->n; i++) {
-			bit_set(scan->leads, found->leader + i);
+	if (found->n == 0) {
+		return false;
+	}
+	for (uint32_t i = 0; i < found->n; i++) {
+		bit_set(scan->leads, found->leader + i);
+	}
+	scan->nfound++;
+	/* Next to the run before it costs one mapping less. */
+	bool beside = !first && found->follower + found->n == found[-1].follower
+	    && bit_get(scan->next, found[-1].follower - 1);
+	scan->cost += beside ? 1 : MESH_MAPS_PER_SPLICE;
+	if (scan->scarce && scan->cost > scan->share) {
+		if (scan->final || last) {
+			return true;
 		}
-		scan->nfound++;
-		if (scan->scarce && scan->nfound * RUN_COST / 8 > scan->share) {
-			if (scan->attempt == ATTEMPTS - 1) {
-				return true;
-			}
-			scan->attempt++;
-			block_sweep_begin(scan);
-		}
+		block_sweep_again(scan, /* next */ true);
 	}
 	return false;
 }
@@ -411,26 +484,8 @@ block_sweep(mesh_scan_t *scan) {
  */
 static bool
 block_lead(tsdn_t *tsdn, mesh_scan_t *scan) {
-	size_t i = scan->lead_next;
-	while (i < scan->nslabs
-	    && (!bit_get(scan->leads, i) || bit_get(scan->stays, i))) {
-		i++;
-	}
-	size_t end = i, gap = 0;
-	size_t gap_max = scan->scarce ? LEAD_GAP_MAX_SCARCE : LEAD_GAP_MAX;
-	for (size_t j = i; j < scan->nslabs && gap <= gap_max
-	     && !bit_get(scan->stays, j);
-	     j++) {
-		if (bit_get(scan->leads, j)) {
-			gap = 0;
-			end = j + 1;
-		} else {
-			gap++;
-		}
-		if (!bit_get(scan->next, j)) {
-			break;
-		}
-	}
+	size_t end;
+	size_t i = block_leads_next(scan, scan->lead_next, &end);
 	scan->lead_next = end;
 	if (i < end) {
 		mesh_batch_result_t result = mesh_batch_lead(tsdn, &scan->site,
@@ -587,6 +642,7 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 			scan->nseen += scan->nslabs;
 			block_share(tsdn, scan);
 			scan->attempt = 0;
+			scan->final = false;
 			block_sweep_begin(scan);
 			scan->phase = mesh_scan_sweep;
 		}

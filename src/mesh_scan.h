@@ -67,8 +67,10 @@ struct mesh_scan_s {
 	/* Slabs that shall lead; the next one to look at. */
 	uint64_t *leads;
 	size_t    lead_next;
-	/* Sweeps that have found too many. */
+	/* The way to sweep, and whether it is settled; mappings that it costs. */
 	unsigned attempt;
+	bool     final;
+	size_t   cost;
 	/* The matching, and the group that is to be carried out next. */
 	mesh_match_t *match;
 	size_t        group;
@@ -80,8 +82,9 @@ struct mesh_scan_s {
 	size_t demand;
 	size_t share;
 	bool   scarce;
-	/* Much could be released. */
+	/* Much could be released; much more will be, as the bin is in flux. */
 	bool urgent;
+	bool flux;
 
 	/* Slabs expected and seen; ranges moved, of the block and in all. */
 	size_t nexpected;
