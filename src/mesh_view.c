@@ -381,6 +381,7 @@ places_pop(place_t *place) {
 		places_drop();
 		return true;
 	}
+	assert(view_places != NULL);
 	*place = view_places[n - 1];
 	atomic_store_zu(&view_nplaces, n - 1, ATOMIC_RELAXED);
 	return false;
