@@ -26,20 +26,6 @@ static uint64_t    followers_goal = 20000;
 static bool        with_writes;
 static const char *usage_file;
 
-static uint64_t
-usage_bytes(void) {
-	if (usage_file == NULL) {
-		return 0;
-	}
-	FILE              *file = fopen(usage_file, "re");
-	unsigned long long n;
-	if (file == NULL || fscanf(file, "%llu", &n) != 1) {
-		die(usage_file);
-	}
-	fclose(file);
-	return n;
-}
-
 static void
 options_parse(int argc, char **argv) {
 	for (int c; (c = getopt(argc, argv, "b:z:l:f:wu:")) != -1;) {
@@ -114,7 +100,7 @@ main(int argc, char **argv) {
 	if (pipe(quit) != 0) {
 		die("pipe");
 	}
-	uint64_t used = usage_bytes();
+	uint64_t used = file_number(usage_file);
 	uint64_t begin = now_ns();
 	pid_t    child = fork();
 	uint64_t end = now_ns();
@@ -141,7 +127,7 @@ main(int argc, char **argv) {
 		longest = took > longest ? took : longest;
 	}
 	writing = now_ns() - writing;
-	uint64_t grown = usage_bytes();
+	uint64_t grown = file_number(usage_file);
 	close(quit[0]);
 	close(quit[1]);
 	int status;

@@ -52,6 +52,8 @@ struct move_s {
 	void *left;
 	/* The first move of the same unit; the unit's leader goes last. */
 	unsigned unit;
+	/* It was a leader when it was held. */
+	bool led;
 	/* It may not move: it is locked, or what it leaves cannot be freed. */
 	bool stuck;
 	/* How far it got. */
@@ -153,15 +155,23 @@ slab_has_stack(const edata_t *slab) {
 }
 
 /*
- * slab's edata_t may describe anything by now; the bit is set only under the lock
- * of the bin that the other fields name.
+ * Whether slab is in slabs_nonfull of the bin, whose lock is held.  Its edata_t
+ * may describe anything by now; the bit is set only under the lock of the bin that
+ * the other fields name, so that it is this one if one read finds all of them.
  */
+static bool
+slab_still_nonfull(const mesh_site_t *site, const edata_t *slab) {
+	edata_t seen;
+	seen.e_bits = *(const volatile uint64_t *)&slab->e_bits;
+	return edata_mesh_nonfull_get(&seen)
+	    && edata_szind_get_maybe_invalid(&seen) == site->binind
+	    && edata_binshard_get(&seen) == site->binshard
+	    && edata_arena_ind_get(&seen) == arena_ind_get(site->arena);
+}
+
 bool
 mesh_batch_pickable(const mesh_site_t *site, const edata_t *slab) {
-	if (!edata_mesh_nonfull_get(slab)
-	    || edata_szind_get_maybe_invalid(slab) != site->binind
-	    || edata_binshard_get(slab) != site->binshard
-	    || edata_arena_ind_get(slab) != arena_ind_get(site->arena)) {
+	if (!slab_still_nonfull(site, slab)) {
 		return false;
 	}
 	void *addr = edata_addr_get(slab);
@@ -193,6 +203,7 @@ batch_move_add(const mesh_site_t *site, batch_t *batch, edata_t *slab,
 	move->window = NULL;
 	move->left = NULL;
 	move->unit = unit;
+	move->led = edata_mesh_role_get(slab) == edata_mesh_leader;
 	move->stuck = false;
 	move->raised = false;
 	move->spliced = false;
@@ -447,8 +458,7 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 			batch->moves[j].window = window + (j - i) * size;
 			batch->moves[j].stuck = locked;
 		}
-		if (!locked && i >= batch->nleads
-		    && edata_mesh_role_get(first->slab) == edata_mesh_leader) {
+		if (!locked && i >= batch->nleads && first->led) {
 			/* Of a run no leader follows: this is one move. */
 			first->left = mesh_store_window(
 			    tsdn, addr, size, /* populate */ false);

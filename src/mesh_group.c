@@ -369,9 +369,13 @@ static void
 range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	pa_shard_t *shard = &arena->pa_shard;
 	size_t      size = edata_size_get(slab);
+	bool        leader = edata_mesh_role_get(slab) == edata_mesh_leader;
 
 	edata_mesh_set(slab, NULL);
 	edata_mesh_role_set(slab, edata_mesh_private);
+	if (leader && edata_mesh_frozen_get(slab)) {
+		mesh_view_leave(tsdn, edata_addr_get(slab), size);
+	}
 	mesh_group_thaw(arena, slab);
 	emap_remap(tsdn, shard->emap, slab, SC_NSIZES, /* slab */ false);
 	emap_deregister_interior(tsdn, shard->emap, slab);
@@ -417,7 +421,7 @@ leader_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	malloc_mutex_unlock(tsdn, &bin->lock);
 	atomic_fetch_sub_zu(&arena->pa_shard.nactive,
 	    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);
-	/* A child may be reading what is frozen. */
+	/* Otherwise later: see range_dalloc(). */
 	if (!frozen) {
 		mesh_store_punch(edata_addr_get(slab), edata_size_get(slab));
 	}

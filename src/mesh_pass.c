@@ -267,7 +267,8 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	if (slice_last_ns < refused_until_ns || mesh_fork_pending(tsdn, hurry)
 	    || (!hurry && forked_ns != 0
 	        && slice_last_ns - forked_ns < FORK_PAUSE_NS
-	        && slice_last_ns - forked_first_ns < FORK_PAUSE_NS_MAX)) {
+	        && slice_last_ns - forked_first_ns < FORK_PAUSE_NS_MAX)
+	    || mesh_view_left_punch(tsdn)) {
 		return true;
 	}
 	bool     later = false;
@@ -443,8 +444,12 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 	mesh_scan_t scan;
 	unsigned    round = 0;
 	do {
-		if (pass_yield(tsdn)
-		    || !bin_due_now(tsdn, arena, binind, binshard)
+		do {
+			if (pass_yield(tsdn)) {
+				return;
+			}
+		} while (mesh_view_left_punch(tsdn));
+		if (!bin_due_now(tsdn, arena, binind, binshard)
 		    || pass_scan_begin(tsdn, &scan, arena, binind, binshard)) {
 			return;
 		}

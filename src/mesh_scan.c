@@ -535,6 +535,7 @@ block_end(mesh_scan_t *scan) {
 /******************************************************************************/
 /* Groups of the matching. */
 
+/* A glance without the bin lock. */
 static unsigned
 slab_nfollowers(const edata_t *slab) {
 	const mesh_group_t *group = mesh_group_get(slab);
@@ -592,10 +593,8 @@ group_run(tsdn_t *tsdn, mesh_scan_t *scan, size_t g) {
 	edata_t *units[MESH_BATCH_UNITS];
 	unsigned n = 0;
 	for (uint32_t i = first; i != MESH_MATCH_END && !scan->refused;) {
-		const edata_t *slab = scan->slabs[i];
 		if (i != leader
-		    && (edata_mesh_role_get(slab) != edata_mesh_leader
-		        || slab_nfollowers(slab) <= UNIT_FOLLOWERS_MAX)) {
+		    && slab_nfollowers(scan->slabs[i]) <= UNIT_FOLLOWERS_MAX) {
 			units[n++] = scan->slabs[i];
 		}
 		i = mesh_match_next(scan->match, g, i);

@@ -205,6 +205,14 @@ mesh_store_punch(void *mapping, size_t size) {
 }
 
 void
+mesh_store_punch_at(tsdn_t *tsdn, const void *addr, size_t size) {
+	void *at = mesh_store_window(tsdn, addr, size, /* populate */ false);
+	if (at != NULL) {
+		mesh_store_punch(at, size);
+	}
+}
+
+void
 mesh_store_windows_trim(void) {
 	window_t **place = &store_windows;
 	while (*place != NULL) {

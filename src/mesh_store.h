@@ -23,10 +23,11 @@ void *mesh_store_window(
 
 /*
  * Gives the memory of a physical slab back to the kernel.  mapping is a shared
- * mapping of it: its window, or the range of its leader; if fork made that
- * private, the kernel refuses and nothing is lost but the memory.
+ * mapping of it: its window, or the range of its leader.
  */
 void mesh_store_punch(void *mapping, size_t size);
+/* The same for the leader that was at addr, by a window.  The mesh lock is held. */
+void mesh_store_punch_at(tsdn_t *tsdn, const void *addr, size_t size);
 
 /* Takes the windows down until they are needed again.  The mesh lock is held. */
 void mesh_store_windows_trim(void);

@@ -36,7 +36,7 @@
  * made private before the fork.
  *
  * Called by mesh_fork, by mesh_group for what is freed meanwhile, by mesh_pass.
- * view_mtx is a leaf and guards the table and its states.
+ * view_mtx is a leaf and guards the table, its states and the places.
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"
@@ -72,6 +72,8 @@
 #define GAP_MAX (ZU(16) << LG_PAGE)
 /* Ranges of one step, which keeps page faults of the program waiting. */
 #define STEP_RANGES 64
+/* Places of one step; each costs some microseconds. */
+#define STEP_PLACES 64
 /* How long children may keep ranges protected. */
 #define LEASE_NS UINT64_C(60000000000)
 /* Each may take as long as the barrier waits for threads, milliseconds. */
@@ -97,6 +99,13 @@ struct range_s {
 	uint16_t state;
 	/* Protected in one call with the range before it. */
 	bool joined;
+};
+
+/* Where in the store a leader was. */
+typedef struct place_s place_t;
+struct place_s {
+	uintptr_t addr;
+	size_t    size;
 };
 
 typedef enum {
@@ -127,6 +136,11 @@ static size_t   view_nranges;
 static range_t *begun_map;
 static size_t   begun_map_size;
 static size_t   begun_n;
+
+/* Places of the store that leaders have left; room for so many. */
+static place_t    *view_places;
+static size_t      view_places_size;
+static atomic_zu_t view_nplaces;
 
 /* A view_state_t. */
 static atomic_u32_t view_state;
@@ -311,6 +325,112 @@ table_drop(void) {
 }
 
 /******************************************************************************/
+/*
+ * Places that frozen leaders have left.  A child may be reading them, and the
+ * range of a leader may be a private view, through which the store is not to be
+ * reached: so they are punched later.
+ */
+
+void
+mesh_view_leave(tsdn_t *tsdn, void *addr, size_t size) {
+	if (!mesh_store_is_open()) {
+		/* It was of an older generation. */
+		return;
+	}
+	malloc_mutex_lock(tsdn, &view_mtx);
+	size_t n = atomic_load_zu(&view_nplaces, ATOMIC_RELAXED);
+	if ((n + 1) * sizeof(place_t) > view_places_size) {
+		bool   commit = true;
+		size_t more = view_places_size > 0 ? 2 * view_places_size
+		                                   : PAGE;
+		place_t *places = (place_t *)pages_map(
+		    NULL, more, PAGE, &commit);
+		if (places == NULL) {
+			/* Its memory goes with the generation. */
+			malloc_mutex_unlock(tsdn, &view_mtx);
+			return;
+		}
+		if (view_places != NULL) {
+			memcpy(places, view_places, n * sizeof(place_t));
+			pages_unmap(view_places, view_places_size);
+		}
+		view_places = places;
+		view_places_size = more;
+	}
+	view_places[n] = (place_t){(uintptr_t)addr, size};
+	atomic_store_zu(&view_nplaces, n + 1, ATOMIC_RELAXED);
+	malloc_mutex_unlock(tsdn, &view_mtx);
+}
+
+/* view_mtx is held. */
+static void
+places_drop(void) {
+	if (view_places != NULL) {
+		pages_unmap(view_places, view_places_size);
+		view_places = NULL;
+		view_places_size = 0;
+		atomic_store_zu(&view_nplaces, 0, ATOMIC_RELAXED);
+	}
+}
+
+/* Takes one of them out; view_mtx is held.  Returns true if there is none. */
+static bool
+places_pop(place_t *place) {
+	size_t n = atomic_load_zu(&view_nplaces, ATOMIC_RELAXED);
+	if (n == 0) {
+		places_drop();
+		return true;
+	}
+	assert(view_places != NULL);
+	*place = view_places[n - 1];
+	atomic_store_zu(&view_nplaces, n - 1, ATOMIC_RELAXED);
+	return false;
+}
+
+/*
+ * Whether there is a leader again.  None can come while the mesh lock is held, or
+ * while passes wait for us.
+ */
+static bool
+place_used(const place_t *place) {
+	for (size_t offset = 0; offset < place->size; offset += PAGE) {
+		emap_full_alloc_ctx_t ctx;
+		if (!emap_full_alloc_ctx_try_lookup(TSDN_NULL,
+		        &arena_emap_global, (void *)(place->addr + offset),
+		        &ctx)
+		    && ctx.edata != NULL
+		    && edata_mesh_role_get(ctx.edata) == edata_mesh_leader) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool
+mesh_view_left_punch(tsdn_t *tsdn) {
+	if (atomic_load_zu(&view_nplaces, ATOMIC_RELAXED) == 0) {
+		return false;
+	}
+	bool more = true;
+	for (unsigned i = 0; i < STEP_PLACES && more; i++) {
+		place_t place;
+		malloc_mutex_lock(tsdn, &view_mtx);
+		if (!mesh_store_is_open()) {
+			/* The same. */
+			places_drop();
+		}
+		more = !places_pop(&place);
+		malloc_mutex_unlock(tsdn, &view_mtx);
+		if (more && !place_used(&place)) {
+			mesh_store_punch_at(
+			    tsdn, (void *)place.addr, place.size);
+		}
+	}
+	mesh_store_windows_trim();
+	return more;
+}
+
+/******************************************************************************/
 /* The viewer. */
 
 static void
@@ -382,17 +502,22 @@ viewer_protect(void) {
 	return false;
 }
 
-/*
- * A leader that was given back while a child might be reading: its memory goes
- * now, as nobody maps it any more.
- */
-static void
-viewer_punch(const range_t *range) {
-	if (range->state == range_gone && range->leader == range->addr) {
-		(void)fallocate(viewer_store,
-		    FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		    (off_t)range->addr, (off_t)range->size);
+/* Punches some places, since no child is left.  Returns true when all are done. */
+static bool
+viewer_left_step(void) {
+	bool done = false;
+	malloc_mutex_lock(TSDN_NULL, &view_mtx);
+	for (unsigned i = 0; i < STEP_PLACES && !done; i++) {
+		place_t place;
+		done = places_pop(&place);
+		if (!done && !place_used(&place)) {
+			(void)fallocate(viewer_store,
+			    FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			    (off_t)place.addr, (off_t)place.size);
+		}
 	}
+	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
+	return done;
 }
 
 /*
@@ -406,9 +531,6 @@ viewer_lift_step(void) {
 	size_t stop = i + STEP_RANGES < view_nranges ? i + STEP_RANGES
 	                                             : view_nranges;
 	viewer_next = stop;
-	for (size_t j = i; state_get() == view_lifting && j < stop; j++) {
-		viewer_punch(&view_ranges[j]);
-	}
 	while (i < stop) {
 		/* With the gap before it, if it was protected, too. */
 		uintptr_t start = view_ranges[i].joined
@@ -588,7 +710,7 @@ viewer_step(view_state_t state) {
 		break;
 	case view_lifting:
 		viewer_faults(hurry ? 0 : STEP_MS);
-		if (viewer_lift_step()) {
+		if (viewer_lift_step() && viewer_left_step()) {
 			viewer_end(view_thawed);
 		}
 		break;
@@ -848,6 +970,7 @@ mesh_view_postfork_child(tsdn_t *tsdn) {
 	    && (!mesh_fd_valid(mesh_store_fd())
 	        || ranges_make_private(mesh_store_fd()->fd));
 	table_drop();
+	places_drop();
 	state_set(view_idle);
 	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
 	/*

@@ -47,6 +47,14 @@ bool mesh_view_is_shared(const void *addr);
 mesh_unsplice_t mesh_view_unsplice(tsdn_t *tsdn, void *addr, size_t size);
 
 /*
+ * What was a frozen leader leaves its place in the store, whose memory is given
+ * back when no child can read it any more.  punch does so for some places, if
+ * nothing is pending, the mesh lock held; it returns true if there are more.
+ */
+void mesh_view_leave(tsdn_t *tsdn, void *addr, size_t size);
+bool mesh_view_left_punch(tsdn_t *tsdn);
+
+/*
  * Around the fork itself.  child returns true if the kernel refused the child
  * its views, with which it cannot live.
  */

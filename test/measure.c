@@ -118,7 +118,7 @@ mesh_range(void *addr, size_t size) {
 }
 
 static FILE *
-proc_open(const char *path) {
+file_open(const char *path) {
 	FILE *file = fopen(path, "re");
 	if (file == NULL) {
 		die(path);
@@ -128,7 +128,7 @@ proc_open(const char *path) {
 
 uint64_t
 status_number(const char *name) {
-	FILE              *file = proc_open("/proc/self/status");
+	FILE              *file = file_open("/proc/self/status");
 	size_t             length = strlen(name);
 	char               line[256];
 	unsigned long long n = 0;
@@ -147,7 +147,7 @@ rss_anon(void) {
 
 uint64_t
 mappings(void) {
-	FILE    *file = proc_open("/proc/self/maps");
+	FILE    *file = file_open("/proc/self/maps");
 	uint64_t lines = 0;
 	for (int c; (c = getc(file)) != EOF;) {
 		lines += c == '\n';
@@ -158,7 +158,7 @@ mappings(void) {
 
 uint64_t
 store_mappings(void) {
-	FILE    *file = proc_open("/proc/self/maps");
+	FILE    *file = file_open("/proc/self/maps");
 	char     line[512];
 	uint64_t n = 0;
 	while (fgets(line, sizeof(line), file) != NULL) {
@@ -202,4 +202,18 @@ descriptors(void) {
 	closedir(dir);
 	/* Not ".", ".." and the one that was just read through. */
 	return n - 3;
+}
+
+uint64_t
+file_number(const char *path) {
+	if (path == NULL) {
+		return 0;
+	}
+	FILE              *file = file_open(path);
+	unsigned long long n;
+	if (fscanf(file, "%llu", &n) != 1) {
+		die(path);
+	}
+	fclose(file);
+	return n;
 }

@@ -44,5 +44,7 @@ uint64_t mappings(void);
 uint64_t store_mappings(void);
 /* Number of open file descriptors. */
 uint64_t descriptors(void);
+/* The number in a file, as of a control group; 0 if path is NULL. */
+uint64_t file_number(const char *path);
 
 #endif /* MESH_TEST_MEASURE_H */

@@ -35,26 +35,12 @@ static const char *cgroup_file;
 static table_t  table;
 static uint64_t bad;
 
-static uint64_t
-cgroup_usage(void) {
-	if (cgroup_file == NULL) {
-		return 0;
-	}
-	FILE              *file = fopen(cgroup_file, "re");
-	unsigned long long usage_bytes;
-	if (file == NULL || fscanf(file, "%llu", &usage_bytes) != 1) {
-		die(cgroup_file);
-	}
-	fclose(file);
-	return usage_bytes;
-}
-
 static void
 step_print(const char *step, unsigned round) {
 	static const char *const stats[] = {
 	    "stats.allocated", "stats.active", "stats.resident"};
 	static bool first = true;
-	uint64_t    usage_bytes = cgroup_usage();
+	uint64_t    usage_bytes = file_number(cgroup_file);
 	uint64_t    anon = rss_anon(), store = store_blocks();
 	ctl_epoch();
 	printf(

@@ -299,20 +299,6 @@ forker_main(void *arg) {
 	return NULL;
 }
 
-static uint64_t
-usage_read(void) {
-	if (usage_file == NULL) {
-		return 0;
-	}
-	FILE              *file = fopen(usage_file, "re");
-	unsigned long long n;
-	if (file == NULL || fscanf(file, "%llu", &n) != 1) {
-		die(usage_file);
-	}
-	fclose(file);
-	return n;
-}
-
 static void
 sample_print(const char *when) {
 	static const char *const stats[] = {"stats.allocated", "stats.resident",
@@ -335,7 +321,7 @@ sample_print(const char *when) {
 	    (unsigned long long)status_number("Threads"),
 	    (unsigned long long)store_blocks(), (unsigned long long)rss_anon(),
 	    (unsigned long long)status_number("VmPTE") * 1024,
-	    (unsigned long long)usage_read(),
+	    (unsigned long long)file_number(usage_file),
 	    (unsigned long long)results->writes,
 	    (unsigned long long)results->forks);
 	mesh_print();

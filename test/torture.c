@@ -513,7 +513,11 @@ main(int argc, char **argv) {
 		pthread_mutex_init(&w->mail_lock, NULL);
 		table_init(&w->table, OBJECTS_MAX, mix64(seed + i),
 		    (uint64_t)(i + 1) << 32);
-		errno = pthread_create(&w->thread, NULL, worker_main, w);
+	}
+	/* Not before: they hand objects over to each other. */
+	for (unsigned i = 0; i < nthreads; i++) {
+		errno = pthread_create(
+		    &workers[i].thread, NULL, worker_main, &workers[i]);
 		if (errno != 0) {
 			die("pthread_create");
 		}
