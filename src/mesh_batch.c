@@ -52,8 +52,9 @@ struct move_s {
 	void *left;
 	/* The first move of the same unit; the unit's leader goes last. */
 	unsigned unit;
-	/* It was a leader when it was held. */
+	/* When it was held: it was a leader; its leader was none yet. */
 	bool led;
+	bool fresh;
 	/* It may not move: it is locked, or what it leaves cannot be freed. */
 	bool stuck;
 	/* How far it got. */
@@ -204,6 +205,7 @@ batch_move_add(const mesh_site_t *site, batch_t *batch, edata_t *slab,
 	move->left = NULL;
 	move->unit = unit;
 	move->led = edata_mesh_role_get(slab) == edata_mesh_leader;
+	move->fresh = edata_mesh_role_get(leader) == edata_mesh_private;
 	move->stuck = false;
 	move->raised = false;
 	move->spliced = false;
@@ -417,9 +419,7 @@ span_end(const batch_t *batch, unsigned i, size_t size) {
 static bool
 span_is_new(const batch_t *batch, unsigned i, unsigned end) {
 	for (; i < end; i++) {
-		if (edata_mesh_role_get(batch->moves[i].leader)
-		        == edata_mesh_private
-		    || batch->thaw) {
+		if (batch->moves[i].fresh || batch->thaw) {
 			return true;
 		}
 	}

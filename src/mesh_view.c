@@ -463,6 +463,14 @@ uffd_unregister(uintptr_t start, uintptr_t end) {
 	return err;
 }
 
+/* Not a page of ours may stay protected: nobody will let its writers on. */
+static void
+gap_unregister(uintptr_t start, uintptr_t end) {
+	for (; start < end; start += PAGE) {
+		(void)uffd_unregister(start, start + PAGE);
+	}
+}
+
 /* Whether all of a gap is jemalloc's.  All arenas are locked. */
 static bool
 gap_is_ours(uintptr_t start, uintptr_t end) {
@@ -543,8 +551,10 @@ viewer_lift_step(void) {
 		if (uffd_unregister(start, range_end(&view_ranges[last]))) {
 			/* Somebody else's memory is in a gap by now. */
 			for (; i <= last; i++) {
-				(void)uffd_unregister(view_ranges[i].addr,
-				    range_end(&view_ranges[i]));
+				gap_unregister(start, view_ranges[i].addr);
+				start = range_end(&view_ranges[i]);
+				(void)uffd_unregister(
+				    view_ranges[i].addr, start);
 			}
 		}
 		i = last + 1;
