@@ -78,6 +78,8 @@
 #define LEASE_NS UINT64_C(60000000000)
 /* Each may take as long as the barrier waits for threads, milliseconds. */
 #define COPY_TRIES 100
+/* Ranges copied behind one barrier, for a millisecond. */
+#define COPY_RANGES 256
 /* Milliseconds between two looks at the sentinel, and between two steps. */
 #define LOOK_MS 10
 #define STEP_MS 1
@@ -837,33 +839,51 @@ viewer_ask(viewer_request_t request) {
 	return atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) != viewer_done;
 }
 
-/* A copy instead of a view, for when the store's descriptor is gone. */
-static bool
-range_copy_try(void *addr, size_t size) {
-	if (mesh_barrier_begin() != NULL) {
-		return true;
+static void
+range_copy(range_t *range) {
+	void *addr = (void *)range->addr;
+	if (mesh_barrier_raise(addr, range->size)) {
+		return;
 	}
-	bool err = mesh_barrier_raise(addr, size);
+	bool err = mesh_unsplice_copy(addr, range->size);
+	mesh_barrier_lower(addr, range->size, !err);
 	if (!err) {
-		err = mesh_unsplice_copy(addr, size);
-		mesh_barrier_lower(addr, size, !err);
+		range->state = range_private;
 	}
-	mesh_barrier_end();
-	return err;
 }
 
-static bool
-range_copy(void *addr, size_t size) {
+/*
+ * Copies instead of views, for when the store's descriptor is gone; as many as the
+ * kernel and the threads permit.
+ */
+static void
+ranges_copy(void) {
 	if (mesh_barrier_open()) {
-		return true;
+		return;
 	}
-	/* Threads that do not answer now may do so in a while. */
-	for (unsigned i = 0; i < COPY_TRIES; i++) {
-		if (!range_copy_try(addr, size)) {
-			return false;
+	unsigned tries = 0;
+	size_t   begin = 0;
+	while (begin < view_nranges && tries < COPY_TRIES) {
+		size_t next = begin;
+		if (mesh_barrier_begin() == NULL) {
+			size_t end = begin + COPY_RANGES < view_nranges
+			    ? begin + COPY_RANGES
+			    : view_nranges;
+			for (size_t i = begin; i < end; i++) {
+				if (view_ranges[i].state == range_shared) {
+					range_copy(&view_ranges[i]);
+				}
+			}
+			mesh_barrier_end();
+			while (next < end
+			    && view_ranges[next].state != range_shared) {
+				next++;
+			}
 		}
+		/* Threads that do not answer now may do so in a while. */
+		tries = next > begin ? 0 : tries + 1;
+		begin = next;
 	}
-	return true;
 }
 
 bool
@@ -886,18 +906,13 @@ mesh_view_part(tsdn_t *tsdn) {
 			return false;
 		}
 	}
+	ranges_copy();
 	bool err = false;
 	for (size_t i = 0; i < view_nranges; i++) {
-		range_t *range = &view_ranges[i];
-		if (range->state == range_shared) {
-			if (range_copy((void *)range->addr, range->size)) {
-				err = true;
-				mesh_group_thaw(
-				    arena_get_from_edata(range->slab),
-				    range->slab);
-			} else {
-				range->state = range_private;
-			}
+		edata_t *slab = view_ranges[i].slab;
+		if (view_ranges[i].state == range_shared) {
+			err = true;
+			mesh_group_thaw(arena_get_from_edata(slab), slab);
 		}
 	}
 	return err;
