@@ -177,9 +177,11 @@ bin_in_flux(bin_t *bin, szind_t binind) {
 	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
 	uint16_t    fresh = (uint16_t)(now - mesh->ndalloc_looked);
 	mesh->ndalloc_looked = now;
+	size_t left;
 	return (size_t)fresh * 64 > bin->stats.nonfull_slabs / FLUX_SHARE
+	    && !mesh_splice_left(&left)
 	    && mesh_scan_demand(bin, binind) / bin_infos[binind].slab_size
-	    > mesh_splice_left() / MESH_MAPS_PER_SPLICE;
+	    > left / MESH_MAPS_PER_SPLICE;
 }
 
 static bin_state_t

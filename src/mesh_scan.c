@@ -198,6 +198,9 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
     szind_t binind, unsigned binshard) {
 	bin_t *bin = arena_get_bin(arena, binind, binshard);
 	memset(scan, 0, sizeof(*scan));
+	/* Counts the mappings, of which those in limbo may need some. */
+	size_t left;
+	(void)mesh_splice_left(&left);
 	mesh_group_limbo_retry(tsdn, arena, bin);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	/* A hint; the lock is dropped for the memory to list them. */
@@ -334,7 +337,12 @@ block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
 	scan_demand_read(tsdn, scan);
 	size_t n = scan->nslabs - block_nneeded(scan);
 	size_t bytes = n * scan_size(scan);
-	size_t room = mesh_splice_left();
+	size_t room;
+	if (mesh_splice_left(&room)) {
+		scan->why = mesh_refusal_name(get_errno());
+		scan->refused = true;
+		return;
+	}
 	if (scan->demand < bytes) {
 		scan->demand = bytes;
 	}

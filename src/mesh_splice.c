@@ -30,6 +30,8 @@
 size_t opt_mesh_max_maps = 0;
 
 static size_t      maps_max;
+/* Where taking slabs out of the store stops, too. */
+static size_t      maps_hard;
 static atomic_zu_t maps_bound;
 static nstime_t    maps_counted_at;
 static uint64_t    maps_interval_ns;
@@ -213,13 +215,23 @@ mesh_splice_room(size_t n) {
 	return false;
 }
 
-size_t
-mesh_splice_left(void) {
-	if (mesh_splice_maps() > maps_max / 2) {
-		maps_recount();
+bool
+mesh_splice_left(size_t *left) {
+	if (mesh_splice_maps() > maps_max / 2 && maps_recount()) {
+		return true;
 	}
 	size_t maps = mesh_splice_maps();
-	return maps < maps_max ? maps_max - maps : 0;
+	*left = maps < maps_max ? maps_max - maps : 0;
+	return false;
+}
+
+bool
+mesh_unsplice_room(void) {
+	if (mesh_splice_maps() + MESH_MAPS_PER_SPLICE > maps_hard) {
+		return false;
+	}
+	atomic_fetch_add_zu(&maps_bound, MESH_MAPS_PER_SPLICE, ATOMIC_RELAXED);
+	return true;
 }
 
 void
@@ -238,9 +250,10 @@ mesh_splice_boot(void) {
 			}
 			malloc_close(fd);
 		}
-		/* The rest is the program's own. */
-		maps_max = limit - limit / 8;
+		/* The rest is the program's own, or for slabs that part. */
+		maps_max = limit - limit / 4;
 	}
+	maps_hard = maps_max + maps_max / 8;
 	maps_distrust();
 }
 

@@ -46,8 +46,17 @@ bool mesh_unsplice_copy(void *addr, size_t size);
  * held.
  */
 bool mesh_splice_room(size_t n);
-/* Mappings that are left in the budget; the mesh lock is held. */
-size_t mesh_splice_left(void);
+/*
+ * Mappings that are left in the budget.  Returns true, and errno, if they cannot
+ * be counted.  The mesh lock is held.
+ */
+bool mesh_splice_left(size_t *left);
+/*
+ * Takes room for a range that goes out of the store: from the middle of a run that
+ * needs two mappings more, and the program shall not be left without.  Returns
+ * false if there is none.  No lock needed.
+ */
+bool mesh_unsplice_room(void);
 
 /* Settles the budget; called once, by mesh_boot(). */
 void mesh_splice_boot(void);
