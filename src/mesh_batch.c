@@ -691,7 +691,8 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 	}
 	if (result.nmoved == 0) {
 		result.why = why;
-		result.nrefused = batch->nmoves - batch->nleads;
+		result.nrefused = batch->nmoves
+		    - (batch->alone ? 0 : batch->nleads);
 	}
 
 	edata_list_active_t dead;
