@@ -12,8 +12,10 @@
  *            frees meanwhile are not lost, and put the slabs back
  *
  * A move is one range and the physical slab that it will map.  Moves of neighbours
- * to neighbours are a piece, for which the kernel is asked once.  Leaders that are
- * not in the store yet move there first, to their own place.
+ * are a stretch, from which writers are kept away at once, whatever they will map;
+ * those of neighbours to neighbours are a piece, which is spliced at once.  Each
+ * system call here may interrupt all processors, so there should be few of them.
+ * Leaders that are not in the store yet move there first, to their own place.
  *
  * A step that the kernel refuses leaves the range where it was.  A unit is a
  * private slab, or a leader with its followers.  To move a whole group its
@@ -37,8 +39,8 @@
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
 
-/* Most bytes of a run that move at once: a writer may wait for all of it. */
-#define RUN_SIZE_MAX (ZU(1) << 17)
+/* Most bytes that follow at once: a writer may wait for all of it. */
+#define PAIRS_SIZE_MAX (ZU(1) << 18)
 
 /* A range that moves. */
 typedef struct move_s move_t;
@@ -278,42 +280,85 @@ batch_unit_add(
 	memcpy(move->live, live, nwords * sizeof(live[0]));
 }
 
-/* Most slabs of a run that may go at once. */
-static unsigned
-run_max(const mesh_site_t *site) {
-	size_t fit = RUN_SIZE_MAX / site_size(site);
-	return fit < 1                       ? 1
-	    : fit < MESH_BATCH_MOVES / 2 ? (unsigned)fit
-	                                 : MESH_BATCH_MOVES / 2;
+unsigned
+mesh_batch_pairs_max(const mesh_site_t *site) {
+	size_t fit = PAIRS_SIZE_MAX / site_size(site);
+	return fit < 1                  ? 1
+	    : fit < MESH_BATCH_PAIRS ? (unsigned)fit
+	                             : MESH_BATCH_PAIRS;
+}
+
+static bool
+slabs_overlap(const mesh_site_t *site, const edata_t *a, const edata_t *b) {
+	uint64_t live_a[BITMAP_GROUPS_MAX], live_b[BITMAP_GROUPS_MAX];
+	mesh_group_live(a, live_a);
+	mesh_group_live(b, live_b);
+	uint64_t both = 0;
+	for (unsigned w = 0; w < site_nwords(site); w++) {
+		both |= live_a[w] & live_b[w];
+	}
+	return both != 0;
 }
 
 /*
- * How many of n pairs of a run can go at once; their number is bounded by what a
- * writer may have to wait for.  The bin lock is held.
+ * Whether followers[i] can follow leaders[i] together with the pairs before it,
+ * some of which may have the same leader.  The bin lock is held.
  */
-static unsigned
-run_check(const mesh_site_t *site, edata_t **leaders, edata_t **followers,
-    unsigned n) {
-	unsigned max = run_max(site);
-	unsigned i;
-	for (i = 0; i < n && i < max; i++) {
-		uint64_t a[BITMAP_GROUPS_MAX], b[BITMAP_GROUPS_MAX];
-		if (!mesh_batch_pickable(site, leaders[i])
-		    || !mesh_batch_pickable(site, followers[i])
-		    || mesh_group_get(followers[i]) != NULL) {
-			break;
-		}
-		mesh_group_live(leaders[i], a);
-		mesh_group_live(followers[i], b);
-		uint64_t both = 0;
-		for (unsigned w = 0; w < site_nwords(site); w++) {
-			both |= a[w] & b[w];
-		}
-		if (both != 0) {
-			break;
+static bool
+pair_fits(const mesh_site_t *site, edata_t **leaders, edata_t **followers,
+    unsigned i) {
+	if (!mesh_batch_pickable(site, followers[i])
+	    || mesh_group_get(followers[i]) != NULL
+	    || slabs_overlap(site, leaders[i], followers[i])) {
+		return false;
+	}
+	for (unsigned j = 0; j < i; j++) {
+		if (leaders[j] == leaders[i]
+		    && slabs_overlap(site, followers[j], followers[i])) {
+			return false;
 		}
 	}
-	return i;
+	return true;
+}
+
+/* Whether one of the pairs before i has its leader, which is held by now. */
+static bool
+pair_leader_held(edata_t **leaders, unsigned i) {
+	for (unsigned j = 0; j < i; j++) {
+		if (leaders[j] == leaders[i]) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * Adds those of n pairs that still fit; leaders and followers get their numbers
+ * as they go.  The bin lock is held.
+ */
+static void
+batch_pairs_add(mesh_site_t *site, batch_t *batch, edata_t **leaders,
+    edata_t **followers, unsigned n) {
+	unsigned count = 0;
+	for (unsigned i = 0; i < n; i++) {
+		leaders[count] = leaders[i];
+		followers[count] = followers[i];
+		bool held = pair_leader_held(leaders, count);
+		if ((!held && !mesh_batch_pickable(site, leaders[count]))
+		    || !pair_fits(site, leaders, followers, count)) {
+			continue;
+		}
+		if (!held) {
+			batch_leader_add(site, batch, leaders[count]);
+		}
+		count++;
+	}
+	for (unsigned i = 0; i < count; i++) {
+		if (mesh_batch_pickable(site, followers[i])) {
+			batch_move_add(site, batch, followers[i], leaders[i],
+			    batch->nmoves);
+		}
+	}
 }
 
 /*
@@ -358,29 +403,40 @@ batch_thaw_add(
 }
 
 /******************************************************************************/
-/* Pieces. */
+/* Stretches and pieces. */
 
 static void *
 slab_end(const edata_t *slab, size_t size) {
 	return (byte_t *)edata_addr_get(slab) + size;
 }
 
-/*
- * The end of the piece that begins with move i: of the same kind, the ranges and
- * the windows side by side.
- */
+/* Whether move i + 1 goes on where move i ends, and has come as far. */
+static bool
+move_continues(const batch_t *batch, unsigned i, size_t size) {
+	const move_t *move = &batch->moves[i], *next = move + 1;
+	return i + 1 != batch->nleads && i + 1 < batch->nmoves
+	    && slab_end(move->slab, size) == edata_addr_get(next->slab)
+	    && move->stuck == next->stuck && move->raised == next->raised
+	    && move->spliced == next->spliced;
+}
+
+/* The end of the stretch that begins with move i. */
+static unsigned
+stretch_end(const batch_t *batch, unsigned i, size_t size) {
+	while (move_continues(batch, i, size)) {
+		i++;
+	}
+	return i + 1;
+}
+
+/* The end of the piece that begins with move i. */
 static unsigned
 piece_end(const batch_t *batch, unsigned i, size_t size) {
-	unsigned end = i < batch->nleads ? batch->nleads : batch->nmoves;
-	unsigned j = i + 1;
-	while (j < end
-	    && slab_end(batch->moves[j - 1].slab, size)
-	        == edata_addr_get(batch->moves[j].slab)
-	    && batch->moves[j - 1].window + size == batch->moves[j].window
-	    && batch->moves[j].stuck == batch->moves[i].stuck) {
-		j++;
+	while (move_continues(batch, i, size)
+	    && batch->moves[i].window + size == batch->moves[i + 1].window) {
+		i++;
 	}
-	return j;
+	return i + 1;
 }
 
 /* Whether all moves of the unit before move i came through. */
@@ -471,6 +527,19 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 	return false;
 }
 
+/* Keeps writers off the moves from i to end.  Returns true if that failed. */
+static bool
+batch_raise_some(batch_t *batch, unsigned i, unsigned end, size_t size) {
+	if (mesh_barrier_raise(
+	        edata_addr_get(batch->moves[i].slab), (end - i) * size)) {
+		return true;
+	}
+	for (; i < end; i++) {
+		batch->moves[i].raised = true;
+	}
+	return false;
+}
+
 /*
  * Keeps writers off.  A range in use, where a thread has its stack, is just passed
  * over; anything else is a refusal of the kernel's.
@@ -478,18 +547,17 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 static void
 batch_raise(batch_t *batch, size_t size, const char **why) {
 	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
-		end = piece_end(batch, i, size);
-		move_t *move = &batch->moves[i];
-		if (move->stuck) {
+		end = stretch_end(batch, i, size);
+		if (batch->moves[i].stuck
+		    || !batch_raise_some(batch, i, end, size)) {
 			continue;
 		}
-		bool raised = !mesh_barrier_raise(
-		    edata_addr_get(move->slab), (end - i) * size);
-		if (!raised && get_errno() != EBUSY) {
-			*why = mesh_refusal_name(get_errno());
-		}
+		/* Perhaps it is only one of them. */
 		for (unsigned j = i; j < end; j++) {
-			batch->moves[j].raised = raised;
+			if (batch_raise_some(batch, j, j + 1, size)
+			    && get_errno() != EBUSY) {
+				*why = mesh_refusal_name(get_errno());
+			}
 		}
 	}
 }
@@ -534,7 +602,7 @@ batch_splice_some(batch_t *batch, unsigned i, unsigned end, size_t size,
 static void
 batch_lower(batch_t *batch, size_t size) {
 	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
-		end = piece_end(batch, i, size);
+		end = stretch_end(batch, i, size);
 		move_t *move = &batch->moves[i];
 		if (move->raised) {
 			mesh_barrier_lower(edata_addr_get(move->slab),
@@ -709,32 +777,21 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 /******************************************************************************/
 
 mesh_batch_result_t
-mesh_batch_run(tsdn_t *tsdn, mesh_site_t *site, edata_t **leaders,
+mesh_batch_pairs(tsdn_t *tsdn, mesh_site_t *site, edata_t **leaders,
     edata_t **followers, unsigned n) {
 	batch_t *batch = &the_batch;
 	batch_begin(batch);
 	mesh_store_windows_bound();
-	if (site_spares(tsdn, site, MESH_BATCH_MOVES / 2)) {
-		return (mesh_batch_result_t){.ndone = n};
+	assert(n <= mesh_batch_pairs_max(site));
+	if (site_spares(tsdn, site, MESH_BATCH_PAIRS)) {
+		return (mesh_batch_result_t){0};
 	}
 	malloc_mutex_lock(tsdn, &site->bin->lock);
-	unsigned count = run_check(site, leaders, followers, n);
-	for (unsigned i = 0; i < count; i++) {
-		batch_leader_add(site, batch, leaders[i]);
-	}
-	for (unsigned i = 0; i < count; i++) {
-		batch_move_add(
-		    site, batch, followers[i], leaders[i], batch->nmoves);
-	}
+	batch_pairs_add(site, batch, leaders, followers, n);
 	malloc_mutex_unlock(tsdn, &site->bin->lock);
-
-	mesh_batch_result_t result = {0};
-	if (count > 0) {
-		result = batch_carry_out(tsdn, site, batch);
-	}
-	/* If it ended with a pair that does not fit any more, without that. */
-	result.ndone = count > 0 ? count : 1;
-	return result;
+	return batch->nmoves + batch->nheld > 0
+	    ? batch_carry_out(tsdn, site, batch)
+	    : (mesh_batch_result_t){0};
 }
 
 mesh_batch_result_t
@@ -744,12 +801,12 @@ mesh_batch_lead(
 	batch_begin(batch);
 	batch->alone = true;
 	mesh_store_windows_bound();
-	if (site_spares(tsdn, site, MESH_BATCH_MOVES / 2)) {
-		return (mesh_batch_result_t){.ndone = n};
+	assert(n <= mesh_batch_pairs_max(site));
+	if (site_spares(tsdn, site, MESH_BATCH_PAIRS)) {
+		return (mesh_batch_result_t){0};
 	}
-	unsigned i;
 	malloc_mutex_lock(tsdn, &site->bin->lock);
-	for (i = 0; i < n && i < run_max(site); i++) {
+	for (unsigned i = 0; i < n; i++) {
 		if (mesh_batch_pickable(site, slabs[i])
 		    && mesh_group_get(slabs[i]) == NULL) {
 			batch_move_add(
@@ -757,9 +814,8 @@ mesh_batch_lead(
 		}
 	}
 	malloc_mutex_unlock(tsdn, &site->bin->lock);
-	mesh_batch_result_t result = batch_carry_out(tsdn, site, batch);
-	result.ndone = i;
-	return result;
+	return batch->nmoves > 0 ? batch_carry_out(tsdn, site, batch)
+	                         : (mesh_batch_result_t){0};
 }
 
 mesh_batch_result_t

@@ -4,8 +4,10 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/mesh.h"
 
-/* Most ranges that move behind one barrier, leaders included. */
-#define MESH_BATCH_MOVES 64
+/* Most pairs of a follower and a leader that move behind one barrier. */
+#define MESH_BATCH_PAIRS 64
+/* Most ranges that do, leaders included. */
+#define MESH_BATCH_MOVES (2 * MESH_BATCH_PAIRS)
 /* Most units that follow one leader in one batch. */
 #define MESH_BATCH_UNITS 16
 
@@ -16,7 +18,7 @@ struct mesh_site_s {
 	struct bin_s  *bin;
 	szind_t        binind;
 	unsigned       binshard;
-	mesh_group_t  *spares[MESH_BATCH_MOVES / 2];
+	mesh_group_t  *spares[MESH_BATCH_PAIRS];
 	unsigned       nspares;
 };
 
@@ -25,8 +27,6 @@ typedef struct mesh_batch_result_s mesh_batch_result_t;
 struct mesh_batch_result_s {
 	/* Ranges that moved, not counted the leaders of others that did. */
 	unsigned nmoved;
-	/* Slabs, or pairs of a run, that are dealt with. */
-	unsigned ndone;
 	/* Mappings added, as far as is known. */
 	size_t nmaps;
 	/* Ranges that should have moved, if none has, and why not; else NULL. */
@@ -45,15 +45,17 @@ bool mesh_arena_meshable(arena_t *arena);
 /*
  * All of these are called with the mesh lock held, and no other.
  *
- * run: slabs followers[i], neighbours in this order, come to follow leaders[i],
- * neighbours, too, for i < n.  As many of the first pairs as one batch takes.
- * lead: slabs, neighbours, go to the store, as many of the first as one batch takes.
+ * pairs: slabs followers[i] come to follow leaders[i], for i < n, at most
+ * mesh_batch_pairs_max().  It costs least if followers are in the order of their
+ * addresses, and a mapping less where both are neighbours.  Overwrites the arrays.
+ * lead: slabs, as many at most, go to the store.
  * group: what it can of the units units[0, n), slabs or leaders with their
  * followers, comes to follow leader; n is at most MESH_BATCH_UNITS.
  * thaw: the frozen members of a group that may have ended come back into the
  * store, as many as one batch takes.
  */
-mesh_batch_result_t mesh_batch_run(tsdn_t *tsdn, mesh_site_t *site,
+unsigned mesh_batch_pairs_max(const mesh_site_t *site);
+mesh_batch_result_t mesh_batch_pairs(tsdn_t *tsdn, mesh_site_t *site,
     edata_t **leaders, edata_t **followers, unsigned n);
 mesh_batch_result_t mesh_batch_lead(
     tsdn_t *tsdn, mesh_site_t *site, edata_t **slabs, unsigned n);

@@ -463,6 +463,28 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 	} while (scan.nmoved > 0 && ++round < FULL_PASS_ROUNDS);
 }
 
+/*
+ * Carries the scan that slices are at to its end: a bin does not look due any more
+ * once its scan has begun.
+ */
+static void
+slice_scan_finish(tsdn_t *tsdn) {
+	bool done = false;
+	while (slice_scan.site.bin != NULL && !done) {
+		if (pass_yield(tsdn)) {
+			slice_scan.refused = true;
+		}
+		/* In between a slice may have finished it. */
+		bin_t *bin = slice_scan.site.bin;
+		if (bin != NULL
+		    && pass_scan_step(tsdn, &slice_scan, SLICE_NS_MAX)) {
+			bin_backoff(
+			    tsdn, bin, slice_scan.nseen, slice_scan.nmoved);
+			done = true;
+		}
+	}
+}
+
 void
 mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 	if (arena == NULL || !arena_is_auto(arena)) {
@@ -474,6 +496,7 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
 		return;
 	}
+	slice_scan_finish(tsdn);
 	for (szind_t i = 0; i < SC_NBINS; i++) {
 		if (bin_infos[i].nregs == 1) {
 			continue;

@@ -46,6 +46,8 @@ static const uint8_t attempt_min[] = {
  */
 #define LEAD_GAP_MAX 3
 #define LEAD_GAP_MAX_SCARCE 48
+/* Runs of one batch: a writer may have to wait for all of them. */
+#define BATCH_RUNS 16
 /* It is urgent if one byte in so many could be released. */
 #define URGENT_SHARE 8
 /* Slabs that are looked at in one hold of the bin lock, some ten microseconds. */
@@ -486,44 +488,70 @@ block_sweep(mesh_scan_t *scan) {
 	return false;
 }
 
-/*
- * Brings the next leaders to the store, neighbours at once.  Returns true when
- * that is done.
- */
+/* Brings the next leaders to the store.  Returns true when that is done. */
 static bool
 block_lead(tsdn_t *tsdn, mesh_scan_t *scan) {
-	size_t end;
-	size_t i = block_leads_next(scan, scan->lead_next, &end);
-	scan->lead_next = end;
-	if (i < end) {
-		mesh_batch_result_t result = mesh_batch_lead(tsdn, &scan->site,
-		    &scan->slabs[i], (unsigned)(end - i));
+	/* Stacks may be small; the mesh lock guards this. */
+	static edata_t *slabs[MESH_BATCH_PAIRS];
+	unsigned max = mesh_batch_pairs_max(&scan->site);
+	unsigned n = 0;
+	for (unsigned k = 0; k < BATCH_RUNS && n < max; k++) {
+		size_t end;
+		size_t i = block_leads_next(scan, scan->lead_next, &end);
+		for (; i < end && n < max; i++) {
+			slabs[n++] = scan->slabs[i];
+			bit_set(scan->stays, i);
+		}
+		scan->lead_next = i;
+	}
+	if (n > 0) {
+		mesh_batch_result_t result = mesh_batch_lead(
+		    tsdn, &scan->site, slabs, n);
 		/* They have moved, but nothing is released. */
 		result.nmoved = 0;
 		scan_batched(scan, &result);
-		scan->lead_next = i + result.ndone;
-		for (size_t j = i; j < scan->lead_next; j++) {
-			bit_set(scan->stays, j);
-		}
 	}
 	return scan->lead_next == scan->nslabs;
 }
 
-/* Carries the next run out, or a part.  Returns true when that was the last. */
+/*
+ * Carries out the next runs, or a part of one: they were found from the last
+ * follower downwards, and go in the order of addresses.  Returns true when no run
+ * is left.
+ */
 static bool
-block_run(tsdn_t *tsdn, mesh_scan_t *scan) {
-	if (scan->found_next == scan->nfound) {
-		return true;
+block_runs(tsdn_t *tsdn, mesh_scan_t *scan) {
+	/* Stacks may be small; the mesh lock guards these. */
+	static edata_t *leaders[MESH_BATCH_PAIRS], *followers[MESH_BATCH_PAIRS];
+	unsigned max = mesh_batch_pairs_max(&scan->site);
+	unsigned n = 0, nruns = 0;
+	size_t   end = scan->found_next;
+	while (end < scan->nfound && nruns < BATCH_RUNS
+	    && n + scan->found[end].n <= max) {
+		n += scan->found[end++].n;
+		nruns++;
 	}
-	mesh_run_found_t   *found = &scan->found[scan->found_next];
-	mesh_batch_result_t result = mesh_batch_run(tsdn, &scan->site,
-	    &scan->slabs[found->leader], &scan->slabs[found->follower],
-	    found->n);
+	if (nruns == 0) {
+		if (end == scan->nfound) {
+			return true;
+		}
+		n = max;
+	}
+	unsigned i = 0;
+	for (size_t j = end + (nruns == 0); i < n; j--) {
+		mesh_run_found_t *found = &scan->found[j - 1];
+		/* Of a run that is too long, the last ones. */
+		unsigned k = nruns == 0 ? found->n - n : 0;
+		for (; k < found->n; k++, i++) {
+			leaders[i] = scan->slabs[found->leader + k];
+			followers[i] = scan->slabs[found->follower + k];
+		}
+		found->n -= nruns == 0 ? n : 0;
+	}
+	scan->found_next = end;
+	mesh_batch_result_t result = mesh_batch_pairs(
+	    tsdn, &scan->site, leaders, followers, n);
 	scan_batched(scan, &result);
-	found->leader += result.ndone;
-	found->follower += result.ndone;
-	found->n -= result.ndone;
-	scan->found_next += (found->n == 0);
 	return false;
 }
 
@@ -648,7 +676,8 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 		if (scan_look(tsdn, scan)) {
 			scan->nseen += scan->nslabs;
 			block_share(tsdn, scan);
-			scan->attempt = 0;
+			/* Where mappings are short, the last block's will do. */
+			scan->attempt = scan->scarce ? scan->attempt : 0;
 			scan->final = false;
 			block_sweep_begin(scan);
 			scan->phase = mesh_scan_sweep;
@@ -669,7 +698,7 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 	case mesh_scan_runs:
 		if (scan->scarce && scan->share == 0) {
 			block_end(scan);
-		} else if (block_run(tsdn, scan)) {
+		} else if (block_runs(tsdn, scan)) {
 			if (scan->attempt >= 2) {
 				/* Single slabs would cost too much. */
 				block_end(scan);
