@@ -40,7 +40,7 @@
  *         |
  *     mesh_scan          finds candidates of a bin, has them matched
  *         |     \   \
- *         |      \   mesh_walk     slabs by address
+ *         |      \   mesh_walk, mesh_purge   slabs by address; pages inside them
  *         |       mesh_run, mesh_match   bitmaps in, runs and groups out
  *     mesh_batch         carries out: hold, copy, splice, join
  *         |     \

@@ -72,6 +72,8 @@ typedef struct mesh_tidy_at_s mesh_tidy_at_t;
 struct mesh_tidy_at_s {
 	/* The fewest retained pages that were seen since the last round. */
 	size_t nretained;
+	/* The arena's nmeshes when that began. */
+	uint64_t nmeshes;
 	/* Pages that the round has still to visit; 0 if none is under way. */
 	size_t npages;
 	/* The extent that it is at, and where in it. */

@@ -8,7 +8,7 @@
  * regions leaves at once; the leader stays until the union is empty.
  *
  *   edata            private        leader         follower
- *   e_mesh           unused         its group      its group
+ *   e_mesh           mesh_purge.c   its group      its group
  *   heap / ql link   nonfull heap   nonfull heap   the group's followers
  *   e_slab_data      own regions    union          own regions
  *
@@ -200,6 +200,7 @@ mesh_group_lead(
 	group->leader = slab;
 	edata_list_active_init(&group->followers);
 	group->nfollowers = 0;
+	group->purge_note = 0;
 	ql_elm_new(group, link);
 	ql_tail_insert(&bin->mesh.groups, group, link);
 	edata_mesh_role_set(slab, edata_mesh_leader);

@@ -11,6 +11,8 @@ struct mesh_group_s {
 	/* The other slabs, linked by ql_link_active; may be none. */
 	edata_list_active_t followers;
 	unsigned            nfollowers;
+	/* See mesh_purge.c. */
+	uint32_t purge_note;
 	/* In mesh_bin_t's groups or groups_free. */
 	ql_elm(mesh_group_t) link;
 };

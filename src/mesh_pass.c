@@ -33,7 +33,7 @@
 #define SLICE_NS_MIN UINT64_C(200000)
 #define SLICE_NS_MAX UINT64_C(3000000)
 /* Slices are so many times as frequent while much can be released. */
-#define URGENT_SPEED 3
+#define URGENT_SPEED 4
 /* What a tick in an application thread may take at once. */
 #define SLICE_NS_TICK UINT64_C(200000)
 /*
@@ -172,16 +172,21 @@ typedef enum {
  * the mappings more, if those are short; the bin is locked.
  */
 static bool
-bin_in_flux(bin_t *bin, szind_t binind) {
+bin_in_flux(bin_t *bin, szind_t binind, size_t left) {
 	mesh_bin_t *mesh = &bin->mesh;
 	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
 	uint16_t    fresh = (uint16_t)(now - mesh->ndalloc_looked);
 	mesh->ndalloc_looked = now;
-	size_t left;
 	return (size_t)fresh * 64 > bin->stats.nonfull_slabs / FLUX_SHARE
-	    && !mesh_splice_left(&left)
 	    && mesh_scan_demand(bin, binind) / bin_infos[binind].slab_size
 	    > left / MESH_MAPS_PER_SPLICE;
+}
+
+/* Mappings that may be added.  Counting them takes milliseconds at times. */
+static size_t
+maps_left(void) {
+	size_t left;
+	return mesh_splice_left(&left) ? 0 : left;
 }
 
 static bin_state_t
@@ -192,15 +197,16 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 		return bin_idle;
 	}
 	bin_t *bin = arena_get_bin(arena, binind, binshard);
+	size_t left = maps_left();
 	malloc_mutex_lock(tsdn, &bin->lock);
 	bin_state_t state = bin_idle;
-	if (mesh_scan_due(arena, bin, binind)) {
+	if (mesh_scan_due(arena, bin, binind, left)) {
 		mesh_bin_t *mesh = &bin->mesh;
 		uint32_t    freed = (uint32_t)bin->stats.ndalloc
 		    - mesh->ndalloc_seen;
 		bool little = config_stats
 		    && freed < bin->stats.nonfull_slabs / LITTLE_SHARE;
-		*flux = bin_in_flux(bin, binind);
+		*flux = bin_in_flux(bin, binind, left);
 		mesh->nlooks += (mesh->nlooks < UINT8_MAX);
 		state = mesh->nlooks > mesh->backoff
 		        && (!little || mesh->nlooks > LITTLE_LOOKS)
@@ -434,8 +440,9 @@ pass_yield(tsdn_t *tsdn) {
 static bool
 bin_due_now(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 	bin_t *bin = arena_get_bin(arena, binind, binshard);
+	size_t left = maps_left();
 	malloc_mutex_lock(tsdn, &bin->lock);
-	bool due = mesh_scan_due(arena, bin, binind);
+	bool due = mesh_scan_due(arena, bin, binind, left);
 	malloc_mutex_unlock(tsdn, &bin->lock);
 	return due;
 }
@@ -455,6 +462,7 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 		    || pass_scan_begin(tsdn, &scan, arena, binind, binshard)) {
 			return;
 		}
+		scan.purge_now = true;
 		do {
 			if (pass_yield(tsdn)) {
 				scan.refused = true;
@@ -526,14 +534,13 @@ mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena) {
 	}
 	/* The rest of a round under way would not reach everything. */
 	malloc_mutex_lock(tsdn, &mesh_mtx);
-	mesh_tidy_begin(tsdn, arena);
+	bool done = mesh_tidy_begin(tsdn, arena);
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
-	bool done;
-	do {
+	while (!done) {
 		malloc_mutex_lock(tsdn, &mesh_mtx);
 		done = tidy_run(tsdn, arena, SLICE_NS_MAX);
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
-	} while (!done);
+	}
 }
 
 void

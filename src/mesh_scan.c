@@ -8,7 +8,8 @@
  * bitmaps, under the bin lock, some hundred slabs at a time, and without it
  *
  *   - sweeps for runs (mesh_run.c), which cost one mapping for many slabs;
- *   - matches all that is left (mesh_match.c), slab by slab.
+ *   - matches all that is left (mesh_match.c), slab by slab;
+ *   - purges pages inside slabs (mesh_purge.c), which costs no mapping.
  *
  * Mappings are scarce.  What the budget leaves is shared among all blocks by what
  * each could release.  Where that is plenty, runs of two are good enough, and all
@@ -25,6 +26,7 @@
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_purge.h"
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
@@ -60,6 +62,15 @@ static const uint8_t attempt_min[] = {
  */
 #define UNIT_FOLLOWERS_MAX 4
 
+/*
+ * A bin in which much was left to save mappings is scanned again when so many more
+ * are left as is one of this share of all.
+ */
+#define SCARCE_MORE_SHARE 16
+
+/* Mappings that were left after the last scan that ran short of them. */
+static size_t scarce_left;
+
 static unsigned
 scan_nwords(const mesh_scan_t *scan) {
 	return (unsigned)bin_infos[scan->site.binind].bitmap_info.ngroups;
@@ -71,10 +82,13 @@ scan_size(const mesh_scan_t *scan) {
 }
 
 bool
-mesh_scan_due(arena_t *arena, bin_t *bin, szind_t binind) {
+mesh_scan_due(arena_t *arena, bin_t *bin, szind_t binind, size_t left) {
 	const bin_info_t *info = &bin_infos[binind];
 	return !config_stats || !edata_list_active_empty(&bin->mesh.limbo)
 	    || atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED) > 0
+	    || (atomic_load_zu(&arena->mesh.withheld[binind], ATOMIC_RELAXED) > 0
+	        && left > scarce_left
+	                + mesh_splice_maps_max() / SCARCE_MORE_SHARE)
 	    || ((uint32_t)bin->stats.ndalloc != bin->mesh.ndalloc_seen
 	        && bin->stats.nonfull_slabs >= 2
 	        && bin->stats.curslabs * info->nregs - bin->stats.curregs
@@ -250,7 +264,13 @@ scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
 	atomic_fetch_add_u64(&arena->mesh.npasses, 1, ATOMIC_RELAXED);
 	atomic_store_zu(&arena->mesh.withheld[scan->site.binind],
 	    scan->withheld, ATOMIC_RELAXED);
-	if (scan->why != NULL || scan->nmoved * 32 > scan->nseen) {
+	bool short_of_maps = (scan->withheld > 0);
+	if (short_of_maps && mesh_splice_left(&scarce_left)) {
+		scarce_left = 0;
+	}
+	if ((scan->why != NULL && !short_of_maps) || scan->flux
+	    || scan->purge_later
+	    || scan->nmoved * 32 > scan->nseen) {
 		/* It will bring more to scan again, though nothing is freed. */
 		malloc_mutex_lock(tsdn, &bin->lock);
 		bin->mesh.ndalloc_seen -= (uint32_t)scan->nseen;
@@ -564,8 +584,20 @@ block_end(mesh_scan_t *scan) {
 		scan->withheld += (n - scan->nblock_moved) * scan_size(scan);
 		scan->why = mesh_refusal_name(E2BIG);
 	}
-	scan->nslabs = 0;
-	scan->phase = mesh_scan_walk;
+	scan->purge_next = mesh_purge_pays(scan->site.binind) ? 0
+	                                                      : scan->nslabs;
+	scan->phase = mesh_scan_purge;
+}
+
+/* Returns true when all slabs of the block are done. */
+static bool
+block_purge(tsdn_t *tsdn, mesh_scan_t *scan) {
+	if (scan->purge_next == scan->nslabs) {
+		return true;
+	}
+	scan->purge_later |= mesh_purge_slab(tsdn, &scan->site,
+	    scan->slabs[scan->purge_next++], scan->purge_now);
+	return false;
 }
 
 /******************************************************************************/
@@ -727,6 +759,12 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 			block_end(scan);
 		} else {
 			group_run(tsdn, scan, scan->group++);
+		}
+		break;
+	case mesh_scan_purge:
+		if (block_purge(tsdn, scan)) {
+			scan->nslabs = 0;
+			scan->phase = mesh_scan_walk;
 		}
 		break;
 	case mesh_scan_done:

@@ -24,6 +24,8 @@ typedef enum {
 	mesh_scan_match,
 	/* Carry the groups of the matching out. */
 	mesh_scan_groups,
+	/* Give pages that nothing lives on back. */
+	mesh_scan_purge,
 	mesh_scan_done
 } mesh_scan_phase_t;
 
@@ -76,6 +78,14 @@ struct mesh_scan_s {
 	size_t        group;
 
 	/*
+	 * The slab to purge next; whether to purge at once, on request, and
+	 * whether there is some left to purge later.
+	 */
+	size_t purge_next;
+	bool   purge_now;
+	bool   purge_later;
+
+	/*
 	 * Bytes that could be released in all bins; mappings that the block may
 	 * add; and whether those are short.
 	 */
@@ -111,10 +121,11 @@ bool mesh_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns);
 
 /*
  * Whether a scan of the bin may bring something: regions were freed since the
- * last one that found all there was, or something waits to be done.  The bin lock
- * is held.
+ * last one that found all there was, something waits to be done, or there are more
+ * mappings left, of which it was short.  The bin lock is held.
  */
-bool mesh_scan_due(arena_t *arena, struct bin_s *bin, szind_t binind);
+bool mesh_scan_due(
+    arena_t *arena, struct bin_s *bin, szind_t binind, size_t left);
 
 /* Bytes that a bin could do without if all slabs were full; it is locked. */
 size_t mesh_scan_demand(const struct bin_s *bin, szind_t binind);

@@ -127,20 +127,29 @@ tidy_chunk(tsdn_t *tsdn, arena_t *arena) {
 	return size >> LG_PAGE;
 }
 
-void
+bool
 mesh_tidy_begin(tsdn_t *tsdn, arena_t *arena) {
 	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
 	mesh_tidy_at_t *at = &arena->mesh.tidy;
-	at->npages = at->nretained = arena_nretained(arena);
+	size_t          nretained = arena_nretained(arena);
+	uint64_t        nmeshes = atomic_load_u64(
+            &arena->mesh.nmeshes, ATOMIC_RELAXED);
+	if (nretained == at->nretained && nmeshes == at->nmeshes
+	    && at->npages == 0) {
+		return true;
+	}
+	at->npages = at->nretained = nretained;
+	at->nmeshes = nmeshes;
 	at->base = NULL;
+	return nretained == 0;
 }
 
 bool
 mesh_tidy_step(tsdn_t *tsdn, arena_t *arena) {
 	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
 	mesh_tidy_at_t *at = &arena->mesh.tidy;
-	if (at->npages == 0) {
-		mesh_tidy_begin(tsdn, arena);
+	if (at->npages == 0 && mesh_tidy_begin(tsdn, arena)) {
+		return true;
 	}
 	size_t npages = tidy_chunk(tsdn, arena);
 	at->npages -= npages == 0 || npages > at->npages ? at->npages : npages;

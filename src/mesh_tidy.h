@@ -14,11 +14,12 @@ typedef enum {
 mesh_tidy_t mesh_tidy_look(arena_t *arena);
 
 /*
- * begin begins a round over all retained extents of an arena, step goes on with
- * it, or begins one: one chunk.  The mesh lock is held, no other.  step returns
- * true when the round has ended.
+ * begin begins a round over all retained extents of an arena; it returns true if
+ * nothing has changed since the last one.  step goes on with the round, or begins
+ * one: one chunk.  It returns true when the round has ended.  The mesh lock is held,
+ * no other.
  */
-void mesh_tidy_begin(tsdn_t *tsdn, arena_t *arena);
+bool mesh_tidy_begin(tsdn_t *tsdn, arena_t *arena);
 bool mesh_tidy_step(tsdn_t *tsdn, arena_t *arena);
 
 #endif /* JEMALLOC_INTERNAL_MESH_TIDY_H */
