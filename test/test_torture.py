@@ -41,6 +41,19 @@ def test_no_damage(program, lib, threads, conf, flags):
     assert result["mesh"]["nmeshes"] > 1000, run
 
 
+@pytest.mark.parametrize("lib", ["release", "debug"])
+def test_no_damage_by_purging(program, lib):
+    """Pages inside slabs are purged while regions of them are allocated.
+
+    No mapping may be made, no cache is in between, and slabs have many pages.
+    """
+    run = program("torture").run(
+        "-t", 4, "-s", SECONDS, "-b", 3, "-p", "-m", 2200, "-M", 14000, lib=lib,
+        conf=BACKGROUND + ",mesh_max_maps:1,tcache:false", timeout=4 * SECONDS + 60)
+    assert run.returncode == 0 and run.json["bad"] == 0, run
+    assert run.json["checked"] > 100000 and run.json["mesh"]["nmeshes"] == 0, run
+
+
 def test_damage_without_barrier(program):
     """The negative control: without a barrier the same program finds damage.
 
