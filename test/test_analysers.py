@@ -1,7 +1,7 @@
 """Compilers, analysers and sanitizers have nothing to say about our code.
 
-jemalloc's own files are not looked at.  UndefinedBehaviorSanitizer is no part of
-this; by hand, and then torture, forker and soak with that library:
+jemalloc's own files are not looked at.  UndefinedBehaviorSanitizer on all of src is
+no part of this; by hand, and then torture, forker and soak with that library:
     ./configure --enable-mesh EXTRA_CFLAGS="-fsanitize=undefined \\
         -fsanitize-undefined-trap-on-error" && make
 """
@@ -69,6 +69,19 @@ def test_cppcheck():
                        "_GNU_SOURCE", "__linux__", "__x86_64__", "__LP64__",
                        "__GNUC__=12")),
                    *sorted((ROOT / "src").glob("*.c")), *PROGRAMS])
+
+
+@pytest.mark.parametrize("compiler", [["gcc"], CLANG], ids=["gcc", "clang"])
+def test_searches_sanitized(compiler, tmp_path):
+    """AddressSanitizer and UndefinedBehaviorSanitizer watch the two searches."""
+    program = tmp_path / "sanitized"
+    assert_silent([
+        *compiler, *WARN, "-O1", "-g", "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all", "-I", TEST,
+        TEST / "sanitized.c", ROOT / "src/mesh_match.c", ROOT / "src/mesh_run.c",
+        TEST / "util.c", "-o", program, "-lm"])
+    run = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "well\n"), run
 
 
 @pytest.fixture(scope="module")
