@@ -372,10 +372,9 @@ block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
 	    ? 0
 	    : (size_t)((double)room * (double)bytes / (double)scan->demand);
 	scan->scarce = scan->share < MESH_MAPS_PER_SPLICE * n;
-	if (scan->scarce) {
-		/* The next scan may have better use for some. */
-		scan->share = scan->flux ? scan->share / 8
-		                         : scan->share - scan->share / 8;
+	if (scan->scarce && scan->flux) {
+		/* The next scan will have better use for most. */
+		scan->share /= 8;
 	}
 }
 
@@ -397,6 +396,8 @@ block_sweep_begin(mesh_scan_t *scan) {
 	    scan->next, scan->stays);
 	mesh_run_sweep(scan->run, nleaders, attempt_min[scan->attempt]);
 	scan->cost = 0;
+	scan->nruns = 0;
+	scan->nruns_slabs = 0;
 	scan->nfound = 0;
 	scan->found_next = 0;
 	scan->lead_next = 0;
@@ -463,6 +464,27 @@ block_sweep_again(mesh_scan_t *scan, bool next) {
 }
 
 /*
+ * Whether a run is worth its mappings: where they are short, one that is much
+ * shorter than those before it is not.  In a simulation of slabs of 16 regions, a
+ * fifth of them live, this saved a twelfth of the mappings.
+ */
+static bool
+block_run_pays(mesh_scan_t *scan, uint32_t n) {
+	scan->nruns++;
+	scan->nruns_slabs += n;
+	return !scan->scarce || scan->attempt < 2
+	    || n * scan->nruns * 10 >= scan->nruns_slabs * 7;
+}
+
+/* Whether the mappings of the block's share do not suffice for what is found. */
+static bool
+block_exceeds(const mesh_scan_t *scan) {
+	/* To count the leaders' takes long. */
+	size_t leads = scan->nfound % 32 == 0 ? block_leads_cost(scan) : 0;
+	return scan->scarce && scan->cost + leads > scan->share;
+}
+
+/*
  * Looks for one run more.  If all together turn out to need more mappings than
  * there are, begins anew in a way that needs less; if that leaves too many unused,
  * goes back, and takes only as many runs as there are mappings for.  Returns true
@@ -488,7 +510,7 @@ block_sweep(mesh_scan_t *scan) {
 		}
 		return true;
 	}
-	if (found->n == 0) {
+	if (found->n == 0 || !block_run_pays(scan, found->n)) {
 		return false;
 	}
 	for (uint32_t i = 0; i < found->n; i++) {
@@ -499,7 +521,7 @@ block_sweep(mesh_scan_t *scan) {
 	bool beside = !first && found->follower + found->n == found[-1].follower
 	    && bit_get(scan->next, found[-1].follower - 1);
 	scan->cost += beside ? 1 : MESH_MAPS_PER_SPLICE;
-	if (scan->scarce && scan->cost > scan->share) {
+	if (block_exceeds(scan)) {
 		if (scan->final || last) {
 			return true;
 		}
