@@ -396,8 +396,6 @@ block_sweep_begin(mesh_scan_t *scan) {
 	    scan->next, scan->stays);
 	mesh_run_sweep(scan->run, nleaders, attempt_min[scan->attempt]);
 	scan->cost = 0;
-	scan->nruns = 0;
-	scan->nruns_slabs = 0;
 	scan->nfound = 0;
 	scan->found_next = 0;
 	scan->lead_next = 0;
@@ -463,19 +461,6 @@ block_sweep_again(mesh_scan_t *scan, bool next) {
 	block_sweep_begin(scan);
 }
 
-/*
- * Whether a run is worth its mappings: where they are short, one that is much
- * shorter than those before it is not.  In a simulation of slabs of 16 regions, a
- * fifth of them live, this saved a twelfth of the mappings.
- */
-static bool
-block_run_pays(mesh_scan_t *scan, uint32_t n) {
-	scan->nruns++;
-	scan->nruns_slabs += n;
-	return !scan->scarce || scan->attempt < 2
-	    || n * scan->nruns * 10 >= scan->nruns_slabs * 7;
-}
-
 /* Whether the mappings of the block's share do not suffice for what is found. */
 static bool
 block_exceeds(const mesh_scan_t *scan) {
@@ -510,7 +495,7 @@ block_sweep(mesh_scan_t *scan) {
 		}
 		return true;
 	}
-	if (found->n == 0 || !block_run_pays(scan, found->n)) {
+	if (found->n == 0) {
 		return false;
 	}
 	for (uint32_t i = 0; i < found->n; i++) {

@@ -73,9 +73,6 @@ struct mesh_scan_s {
 	unsigned attempt;
 	bool     final;
 	size_t   cost;
-	/* Runs that the sweep has come across, and the slabs in them. */
-	size_t nruns;
-	size_t nruns_slabs;
 	/* The matching, and the group that is to be carried out next. */
 	mesh_match_t *match;
 	size_t        group;
