@@ -453,6 +453,20 @@ block_leads_cost(const mesh_scan_t *scan) {
 	return cost;
 }
 
+/* Takes run i of those found into account. */
+static void
+found_count(mesh_scan_t *scan, size_t i) {
+	const mesh_run_found_t *found = &scan->found[i];
+	for (uint32_t j = 0; j < found->n; j++) {
+		bit_set(scan->leads, found->leader + j);
+	}
+	/* Next to the run before it costs one mapping less. */
+	bool beside = i > 0
+	    && found->follower + found->n == found[-1].follower
+	    && bit_get(scan->next, found[-1].follower - 1);
+	scan->cost += beside ? 1 : MESH_MAPS_PER_SPLICE;
+}
+
 /* The next way to sweep, or the last one again. */
 static void
 block_sweep_again(mesh_scan_t *scan, bool next) {
@@ -477,7 +491,6 @@ block_exceeds(const mesh_scan_t *scan) {
  */
 static bool
 block_sweep(mesh_scan_t *scan) {
-	bool              first = (scan->nfound == 0);
 	bool              last = (scan->attempt == ATTEMPTS - 1);
 	mesh_run_found_t *found = &scan->found[scan->nfound];
 	if (!mesh_run_step(scan->run, found)) {
@@ -498,14 +511,7 @@ block_sweep(mesh_scan_t *scan) {
 	if (found->n == 0) {
 		return false;
 	}
-	for (uint32_t i = 0; i < found->n; i++) {
-		bit_set(scan->leads, found->leader + i);
-	}
-	scan->nfound++;
-	/* Next to the run before it costs one mapping less. */
-	bool beside = !first && found->follower + found->n == found[-1].follower
-	    && bit_get(scan->next, found[-1].follower - 1);
-	scan->cost += beside ? 1 : MESH_MAPS_PER_SPLICE;
+	found_count(scan, scan->nfound++);
 	if (block_exceeds(scan)) {
 		if (scan->final || last) {
 			return true;
@@ -513,6 +519,30 @@ block_sweep(mesh_scan_t *scan) {
 		block_sweep_again(scan, /* next */ true);
 	}
 	return false;
+}
+
+/* Notes which slabs lead and what the runs cost, of those that are found. */
+static void
+block_found_count(mesh_scan_t *scan) {
+	memset(scan->leads, 0,
+	    mesh_run_nwords(scan->block_max) * sizeof(uint64_t));
+	scan->cost = 0;
+	for (size_t i = 0; i < scan->nfound; i++) {
+		found_count(scan, i);
+	}
+}
+
+/*
+ * Where mappings are short, forgets the last runs until the rest can be carried
+ * out as a whole: leaders that nothing follows would be a waste of them.
+ */
+static void
+block_fit(mesh_scan_t *scan) {
+	while (scan->scarce && scan->nfound > 0
+	    && scan->cost + block_leads_cost(scan) > scan->share) {
+		scan->nfound -= scan->nfound / 8 + 1;
+		block_found_count(scan);
+	}
 }
 
 /* Brings the next leaders to the store.  Returns true when that is done. */
@@ -726,6 +756,7 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 		if (scan->scarce && scan->share == 0) {
 			block_end(scan);
 		} else if (block_sweep(scan)) {
+			block_fit(scan);
 			scan->phase = mesh_scan_lead;
 		}
 		break;
