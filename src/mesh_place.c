@@ -43,7 +43,7 @@ place_all(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
 	unsigned n = 0;
 	for (size_t w = 0; w < bin_info->bitmap_info.ngroups; w++) {
 		for (bitmap_t g = bitmap[w]; g != 0; g &= g - 1, n++) {
-			size_t reg = (w << LG_BITMAP_GROUP_NBITS) + ffs_lu(g);
+			size_t   reg = (w << LG_BITMAP_GROUP_NBITS) + ffs_lu(g);
 			unsigned j = place_random(&state, n, n + 1);
 			ptrs[n] = ptrs[j];
 			ptrs[j] = base + bin_info->reg_size * reg;
@@ -61,9 +61,8 @@ place_some(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
 	unsigned n = 0;
 	for (size_t w = 0; w < bin_info->bitmap_info.ngroups; w++) {
 		for (bitmap_t g = bitmap[w]; g != 0; g &= g - 1) {
-			free_regs[n++] =
-			    (uint16_t)((w << LG_BITMAP_GROUP_NBITS)
-			        + ffs_lu(g));
+			free_regs[n++] = (uint16_t)((w << LG_BITMAP_GROUP_NBITS)
+			    + ffs_lu(g));
 		}
 	}
 	assert(n == nfree);

@@ -94,8 +94,7 @@ bool
 mesh_purge_pays(szind_t binind) {
 	const bin_info_t *info = &bin_infos[binind];
 	return info->slab_size > PAGE
-	    && info->nregs
-	    <= REGS_PER_PAGE_MAX * (info->slab_size >> LG_PAGE);
+	    && info->nregs <= REGS_PER_PAGE_MAX * (info->slab_size >> LG_PAGE);
 }
 
 bool

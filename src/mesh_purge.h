@@ -12,7 +12,6 @@ bool mesh_purge_pays(szind_t binind);
  * look as they did the last time, or now.  What was seen of slab may be long past.
  * Returns true if it is to be done later.  The mesh lock is held, and no other.
  */
-bool mesh_purge_slab(
-    tsdn_t *tsdn, mesh_site_t *site, edata_t *slab, bool now);
+bool mesh_purge_slab(tsdn_t *tsdn, mesh_site_t *site, edata_t *slab, bool now);
 
 #endif /* JEMALLOC_INTERNAL_MESH_PURGE_H */

@@ -133,7 +133,7 @@ mesh_tidy_begin(tsdn_t *tsdn, arena_t *arena) {
 	mesh_tidy_at_t *at = &arena->mesh.tidy;
 	size_t          nretained = arena_nretained(arena);
 	uint64_t        nmeshes = atomic_load_u64(
-            &arena->mesh.nmeshes, ATOMIC_RELAXED);
+	           &arena->mesh.nmeshes, ATOMIC_RELAXED);
 	if (nretained == at->nretained && nmeshes == at->nmeshes
 	    && at->npages == 0) {
 		return true;
