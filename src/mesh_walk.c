@@ -38,14 +38,20 @@ mesh_walk_note(const void *addr, size_t size) {
 	size_t begin = (size_t)addr, end = begin + size;
 	size_t seen = atomic_load_zu(&heap_begin, ATOMIC_RELAXED);
 	while (begin < seen
-	    && !atomic_compare_exchange_weak_zu(&heap_begin, &seen, begin,
-	        ATOMIC_RELAXED, ATOMIC_RELAXED)) {
+	    && !atomic_compare_exchange_weak_zu(
+	        &heap_begin, &seen, begin, ATOMIC_RELAXED, ATOMIC_RELAXED)) {
 	}
 	seen = atomic_load_zu(&heap_end, ATOMIC_RELAXED);
 	while (end > seen
 	    && !atomic_compare_exchange_weak_zu(
 	        &heap_end, &seen, end, ATOMIC_RELAXED, ATOMIC_RELAXED)) {
 	}
+}
+
+/* edata_addr_get() of what may be changing, so that nothing can be asserted. */
+static uintptr_t
+edata_addr_read(const edata_t *edata) {
+	return (uintptr_t) * (void *const volatile *)&edata->e_addr;
 }
 
 /* Where the extent after the one at addr may begin. */
@@ -58,8 +64,9 @@ extent_next(const rtree_contents_t *contents, uintptr_t addr) {
 		return addr + bin_infos[contents->metadata.szind].slab_size;
 	}
 	/* Only the first and the last page of an extent are in the tree. */
-	uintptr_t base = (uintptr_t)edata_base_get(contents->edata);
-	size_t    size = edata_size_get(contents->edata);
+	uintptr_t base = edata_addr_read(contents->edata)
+	    & ~(uintptr_t)PAGE_MASK;
+	size_t size = edata_size_get(contents->edata);
 	return base == addr && size > 0 ? addr + size : addr + PAGE;
 }
 
@@ -89,7 +96,7 @@ mesh_walk(tsdn_t *tsdn, unsigned arena_ind, szind_t binind, uintptr_t *at,
 		if (edata != NULL && contents.metadata.slab
 		    && contents.metadata.szind == binind
 		    && edata_mesh_nonfull_get(edata)
-		    && (uintptr_t)edata_addr_get(edata) == addr
+		    && edata_addr_read(edata) == addr
 		    && edata_arena_ind_get(edata) == arena_ind) {
 			slabs[n++] = edata;
 		}
