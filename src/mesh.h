@@ -111,6 +111,11 @@ struct mesh_arena_s {
 	atomic_u8_t reserve_lg[SC_NBINS];
 	/* Of each bin: bytes that were left as they are to save mappings. */
 	atomic_zu_t withheld[SC_NBINS];
+	/*
+	 * Of each bin in flux: mesh_scan_demand() when it could have been scanned
+	 * last; guarded by the mesh lock.
+	 */
+	size_t demand_seen[SC_NBINS];
 };
 
 /* Statistics of one arena, or the sum of several. */

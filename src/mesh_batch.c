@@ -51,7 +51,7 @@ struct move_s {
 	/* The physical slab that it will map. */
 	byte_t *window;
 	/* Of a leader that follows: the memory that it leaves behind. */
-	void *left;
+	byte_t *left;
 	/* The first move of the same unit; the unit's leader goes last. */
 	unsigned unit;
 	/* When it was held: it was a leader; its leader was none yet. */
@@ -283,7 +283,7 @@ batch_unit_add(
 unsigned
 mesh_batch_pairs_max(const mesh_site_t *site) {
 	size_t fit = PAIRS_SIZE_MAX / site_size(site);
-	return fit < 1                  ? 1
+	return fit < 1               ? 1
 	    : fit < MESH_BATCH_PAIRS ? (unsigned)fit
 	                             : MESH_BATCH_PAIRS;
 }
@@ -307,8 +307,9 @@ slabs_overlap(const mesh_site_t *site, const edata_t *a, const edata_t *b) {
 static bool
 pair_fits(const mesh_site_t *site, edata_t **leaders, edata_t **followers,
     unsigned i) {
+	mesh_group_t *group = mesh_group_get(followers[i]);
 	if (!mesh_batch_pickable(site, followers[i])
-	    || mesh_group_get(followers[i]) != NULL
+	    || (group != NULL && group->nfollowers > 0)
 	    || slabs_overlap(site, leaders[i], followers[i])) {
 		return false;
 	}
@@ -485,8 +486,7 @@ span_is_new(const batch_t *batch, unsigned i, unsigned end) {
 static unsigned
 batch_nspans(const batch_t *batch, size_t size) {
 	unsigned n = 0;
-	for (unsigned i = 0; i < batch->nmoves;
-	     i = span_end(batch, i, size)) {
+	for (unsigned i = 0; i < batch->nmoves; i = span_end(batch, i, size)) {
 		n++;
 	}
 	return n;
@@ -508,20 +508,21 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 		if (window == NULL) {
 			return true;
 		}
-		void *addr = edata_addr_get(first->slab);
-		bool  locked = mesh_range_locked(addr, (end - i) * size);
+		byte_t *addr = (byte_t *)edata_addr_get(first->slab);
+		bool    locked = mesh_range_locked(addr, (end - i) * size);
 		for (unsigned j = i; j < end; j++) {
-			batch->moves[j].window = window + (j - i) * size;
-			batch->moves[j].stuck = locked;
-		}
-		if (!locked && i >= batch->nleads && first->led) {
-			/* Of a run no leader follows: this is one move. */
-			first->left = mesh_store_window(
-			    tsdn, addr, size, /* populate */ false);
-			first->stuck = (first->left == NULL);
-		}
-		if (first->stuck) {
-			*stuck = mesh_refusal_name(get_errno());
+			move_t *move = &batch->moves[j];
+			move->window = window + (j - i) * size;
+			move->stuck = locked;
+			if (!locked && j >= batch->nleads && move->led) {
+				move->left = (byte_t *)mesh_store_window(tsdn,
+				    addr + (j - i) * size, size,
+				    /* populate */ false);
+				move->stuck = (move->left == NULL);
+			}
+			if (move->stuck) {
+				*stuck = mesh_refusal_name(get_errno());
+			}
 		}
 	}
 	return false;
@@ -577,8 +578,8 @@ batch_copy(const mesh_site_t *site, batch_t *batch) {
 
 /* Splices the moves from i to end.  Returns true if any stayed where it was. */
 static bool
-batch_splice_some(batch_t *batch, unsigned i, unsigned end, size_t size,
-    const char **why) {
+batch_splice_some(
+    batch_t *batch, unsigned i, unsigned end, size_t size, const char **why) {
 	bool stayed = false;
 	while (i < end) {
 		unsigned next = piece_end(batch, i, size);
@@ -636,21 +637,31 @@ batch_splice(const mesh_site_t *site, batch_t *batch) {
 /******************************************************************************/
 /* Join. */
 
-/* Gives back what nobody maps any more. */
+/* The memory of move i that nobody maps any more, NULL if there is none. */
+static byte_t *
+move_waste(const batch_t *batch, unsigned i) {
+	const move_t *move = &batch->moves[i];
+	if (i >= batch->nleads) {
+		return move->spliced ? move->left : NULL;
+	}
+	/* If it was frozen, its place may be a private view's. */
+	return move->spliced || batch->thaw ? NULL : move->window;
+}
+
 static void
 batch_punch(const mesh_site_t *site, batch_t *batch) {
-	for (unsigned i = 0; i < batch->nmoves; i++) {
-		move_t *move = &batch->moves[i];
-		if (i < batch->nleads) {
-			/* If it was frozen, its place may be a private view's. */
-			if (!move->spliced && !batch->thaw
-			    && move->window != NULL) {
-				mesh_store_punch(
-				    move->window, site_size(site));
-			}
-		} else if (move->spliced && move->left != NULL) {
-			mesh_store_punch(move->left, site_size(site));
+	size_t size = site_size(site);
+	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
+		byte_t *waste = move_waste(batch, i);
+		end = i + 1;
+		if (waste == NULL) {
+			continue;
 		}
+		while (end < batch->nmoves
+		    && move_waste(batch, end) == waste + (end - i) * size) {
+			end++;
+		}
+		mesh_store_punch(waste, (end - i) * size);
 	}
 }
 
@@ -708,8 +719,8 @@ site_spares(tsdn_t *tsdn, mesh_site_t *site, unsigned n) {
 	}
 	malloc_mutex_unlock(tsdn, &site->bin->lock);
 	while (site->nspares < n) {
-		mesh_group_t *spare = (mesh_group_t *)base_alloc(tsdn,
-		    site->arena->base, sizeof(mesh_group_t), QUANTUM);
+		mesh_group_t *spare = (mesh_group_t *)base_alloc(
+		    tsdn, site->arena->base, sizeof(mesh_group_t), QUANTUM);
 		if (spare == NULL) {
 			return true;
 		}
@@ -795,8 +806,7 @@ mesh_batch_pairs(tsdn_t *tsdn, mesh_site_t *site, edata_t **leaders,
 }
 
 mesh_batch_result_t
-mesh_batch_lead(
-    tsdn_t *tsdn, mesh_site_t *site, edata_t **slabs, unsigned n) {
+mesh_batch_lead(tsdn_t *tsdn, mesh_site_t *site, edata_t **slabs, unsigned n) {
 	batch_t *batch = &the_batch;
 	batch_begin(batch);
 	batch->alone = true;
@@ -833,8 +843,8 @@ mesh_batch_group(tsdn_t *tsdn, mesh_site_t *site, edata_t *leader,
 	if (pickable) {
 		mesh_group_live(leader, batch->live);
 		batch_leader_add(site, batch, leader);
-		for (unsigned i = 0;
-		     i < n && batch->nmoves <= MESH_BATCH_UNITS; i++) {
+		for (unsigned i = 0; i < n && batch->nmoves <= MESH_BATCH_UNITS;
+		     i++) {
 			if (mesh_batch_pickable(site, units[i])) {
 				batch_unit_add(site, batch, units[i], leader);
 			}

@@ -52,16 +52,22 @@
 #define FORK_WAIT_MS 5000
 /*
  * A scan costs as much as its bin has slabs, so it waits until a certain share of
- * them was freed from, or for so many looks.
+ * them was freed from and another could be released, or for so many looks: a
+ * program that is just freeing all has some slabs half empty at any time.
  */
 #define LITTLE_SHARE 32
+#define LITTLE_GAIN_SHARE 64
 #define LITTLE_LOOKS 64
 /*
- * Where mappings are short, a bin is in flux if one slab in so many was freed from
- * since the last look.  It waits, and after so many looks gets only a few of them.
+ * Where mappings are short, a bin is in flux if one slab in so many will be freed
+ * from while they are used up, which takes a look for so many of them.  It waits as
+ * long as what could be released grows by a certain share in so many looks; then
+ * it gets only a few of them.
  */
-#define FLUX_SHARE 64
+#define FLUX_SHARE 8
+#define FLUX_MAPS_PER_LOOK 128
 #define FLUX_LOOKS 160
+#define FLUX_GROWTH_SHARE 16
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
 #define BACKOFF_MAX 127
 
@@ -71,10 +77,10 @@ malloc_mutex_t mesh_mtx;
 
 /* The scan that slices carry on, and where they are; under the mesh lock. */
 static mesh_scan_t slice_scan;
-static unsigned slice_arena;
-static unsigned slice_bin;
-static unsigned slice_shard;
-static uint64_t slice_last_ns;
+static unsigned    slice_arena;
+static unsigned    slice_bin;
+static unsigned    slice_shard;
+static uint64_t    slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
 /* When the process forked last, and first of the forks that are not apart. */
@@ -109,8 +115,8 @@ pass_scanned(const mesh_scan_t *scan) {
 	}
 	atomic_store_p(
 	    &refused_why, (void *)(uintptr_t)scan->why, ATOMIC_RELAXED);
-	atomic_fetch_add_u64(&scan->site.arena->mesh.nrefused, scan->nrefused,
-	    ATOMIC_RELAXED);
+	atomic_fetch_add_u64(
+	    &scan->site.arena->mesh.nrefused, scan->nrefused, ATOMIC_RELAXED);
 	if (!scan->refused) {
 		return;
 	}
@@ -134,8 +140,8 @@ pass_took(arena_t *arena, uint64_t ns) {
 }
 
 static bool
-pass_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
-    szind_t binind, unsigned binshard) {
+pass_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
+    unsigned binshard) {
 	bool none = mesh_scan_begin(tsdn, scan, arena, binind, binshard);
 	if (none && scan->why != NULL) {
 		pass_scanned(scan);
@@ -177,9 +183,21 @@ bin_in_flux(bin_t *bin, szind_t binind, size_t left) {
 	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
 	uint16_t    fresh = (uint16_t)(now - mesh->ndalloc_looked);
 	mesh->ndalloc_looked = now;
-	return (size_t)fresh * 64 > bin->stats.nonfull_slabs / FLUX_SHARE
+	size_t looks = left / FLUX_MAPS_PER_LOOK + 1;
+	return (size_t)fresh * 64 * looks
+	    > bin->stats.nonfull_slabs / FLUX_SHARE
 	    && mesh_scan_demand(bin, binind) / bin_infos[binind].slab_size
 	    > left / MESH_MAPS_PER_SPLICE;
+}
+
+/* Whether a bin in flux shall wait for so many looks again; it is locked. */
+static bool
+bin_grows(arena_t *arena, const bin_t *bin, szind_t binind) {
+	size_t *seen = &arena->mesh.demand_seen[binind];
+	size_t  demand = mesh_scan_demand(bin, binind);
+	bool    grows = demand > *seen + *seen / FLUX_GROWTH_SHARE;
+	*seen = demand;
+	return grows;
 }
 
 /* Mappings that may be added.  Counting them takes milliseconds at times. */
@@ -205,9 +223,16 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 		uint32_t    freed = (uint32_t)bin->stats.ndalloc
 		    - mesh->ndalloc_seen;
 		bool little = config_stats
-		    && freed < bin->stats.nonfull_slabs / LITTLE_SHARE;
+		    && (freed < bin->stats.nonfull_slabs / LITTLE_SHARE
+		        || mesh_scan_demand(bin, binind)
+		                / bin_infos[binind].slab_size
+		            < bin->stats.curslabs / LITTLE_GAIN_SHARE);
 		*flux = bin_in_flux(bin, binind, left);
 		mesh->nlooks += (mesh->nlooks < UINT8_MAX);
+		if (*flux && mesh->nlooks > FLUX_LOOKS
+		    && bin_grows(arena, bin, binind)) {
+			mesh->nlooks = 0;
+		}
 		state = mesh->nlooks > mesh->backoff
 		        && (!little || mesh->nlooks > LITTLE_LOOKS)
 		        && (!*flux || mesh->nlooks > FLUX_LOOKS)
@@ -299,8 +324,8 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 			}
 			if (mesh_arena_meshable(arena)) {
 				bool        flux;
-				bin_state_t state = bin_look(tsdn, arena,
-				    slice_bin, slice_shard, &flux);
+				bin_state_t state = bin_look(
+				    tsdn, arena, slice_bin, slice_shard, &flux);
 				later |= (state == bin_later);
 				if (state == bin_due
 				    && !pass_scan_begin(tsdn, &slice_scan,
@@ -426,8 +451,8 @@ pass_yield(tsdn_t *tsdn) {
 	unsigned ms = 0;
 	while (mesh_fork_pending(tsdn, /* hurry */ true)) {
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
-		syscall(SYS_nanosleep,
-		    &(struct timespec){.tv_nsec = 1000000}, NULL);
+		syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 1000000},
+		    NULL);
 		malloc_mutex_lock(tsdn, &mesh_mtx);
 		if (++ms == FORK_WAIT_MS) {
 			return true;

@@ -52,6 +52,8 @@ static const uint8_t attempt_min[] = {
 #define BATCH_RUNS 16
 /* It is urgent if one byte in so many could be released. */
 #define URGENT_SHARE 8
+/* With fewer partners for a slab on average there is nothing to be had. */
+#define PARTNERS_MIN 0.01
 /* Slabs that are looked at in one hold of the bin lock, some ten microseconds. */
 #define LOOK_SLABS 128
 /* Bitmap tests between two looks at the clock. */
@@ -86,23 +88,43 @@ mesh_scan_due(arena_t *arena, bin_t *bin, szind_t binind, size_t left) {
 	const bin_info_t *info = &bin_infos[binind];
 	return !config_stats || !edata_list_active_empty(&bin->mesh.limbo)
 	    || atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED) > 0
-	    || (atomic_load_zu(&arena->mesh.withheld[binind], ATOMIC_RELAXED) > 0
-	        && left > scarce_left
-	                + mesh_splice_maps_max() / SCARCE_MORE_SHARE)
+	    || (atomic_load_zu(&arena->mesh.withheld[binind], ATOMIC_RELAXED)
+	            > 0
+	        && left
+	            > scarce_left + mesh_splice_maps_max() / SCARCE_MORE_SHARE)
 	    || ((uint32_t)bin->stats.ndalloc != bin->mesh.ndalloc_seen
 	        && bin->stats.nonfull_slabs >= 2
 	        && bin->stats.curslabs * info->nregs - bin->stats.curregs
 	            >= info->nregs);
 }
 
+/*
+ * Whether hardly any two of n slabs of nregs regions mesh, if nlive regions are
+ * spread evenly over them: each of a slab's regions would have to be free in the
+ * other one, too.
+ */
+static bool
+slabs_hopeless(size_t n, size_t nlive, unsigned nregs) {
+	double share_free = 1 - (double)nlive / (double)(n * nregs);
+	double partners = (double)n;
+	for (size_t i = nlive / n; i > 0 && partners > PARTNERS_MIN; i--) {
+		partners *= share_free;
+	}
+	return partners <= PARTNERS_MIN;
+}
+
 size_t
 mesh_scan_demand(const bin_t *bin, szind_t binind) {
 	const bin_info_t *info = &bin_infos[binind];
-	size_t            nregs = bin->stats.curslabs * info->nregs;
-	size_t            nfree = nregs > bin->stats.curregs
-	               ? nregs - bin->stats.curregs
-	               : 0;
-	return nfree / info->nregs * info->slab_size;
+	size_t            n = bin->stats.nonfull_slabs;
+	size_t            nfull = (bin->stats.curslabs - n) * info->nregs;
+	size_t            nlive = bin->stats.curregs - nfull;
+	if (n > bin->stats.curslabs || nfull > bin->stats.curregs
+	    || nlive >= n * info->nregs
+	    || slabs_hopeless(n, nlive, info->nregs)) {
+		return 0;
+	}
+	return (n - nlive / info->nregs) * info->slab_size;
 }
 
 /*
@@ -139,8 +161,7 @@ scan_demand_read(tsdn_t *tsdn, mesh_scan_t *scan) {
 	scan->urgent = demand + own > all / URGENT_SHARE;
 	size_t passed = scan->nseen - scan->nslabs;
 	if (passed < scan->nexpected) {
-		own = (size_t)((double)own
-		    * (double)(scan->nexpected - passed)
+		own = (size_t)((double)own * (double)(scan->nexpected - passed)
 		    / (double)scan->nexpected);
 	}
 	scan->demand = demand + own;
@@ -195,6 +216,8 @@ scan_lay_out(mesh_scan_t *scan, size_t nthaw) {
 	at += line_size;
 	scan->stays = (uint64_t *)at;
 	at += line_size;
+	scan->stored = (uint64_t *)at;
+	at += line_size;
 	scan->leads = (uint64_t *)at;
 	at += line_size;
 	scan->live = (uint64_t *)at;
@@ -202,16 +225,15 @@ scan_lay_out(mesh_scan_t *scan, size_t nthaw) {
 	scan->slabs = (edata_t **)at;
 	at += n * sizeof(edata_t *);
 	scan->found = (mesh_run_found_t *)at;
-	at += ALIGNMENT_CEILING(n * sizeof(mesh_run_found_t),
-	    sizeof(void *));
+	at += ALIGNMENT_CEILING(n * sizeof(mesh_run_found_t), sizeof(void *));
 	scan->thaw = (mesh_group_t **)at;
 	at += nthaw * sizeof(mesh_group_t *);
 	return (size_t)(at - scan->scratch);
 }
 
 bool
-mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
-    szind_t binind, unsigned binshard) {
+mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
+    unsigned binshard) {
 	bin_t *bin = arena_get_bin(arena, binind, binshard);
 	memset(scan, 0, sizeof(*scan));
 	/* Counts the mappings, of which those in limbo may need some. */
@@ -269,8 +291,7 @@ scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
 		scarce_left = 0;
 	}
 	if ((scan->why != NULL && !short_of_maps) || scan->flux
-	    || scan->purge_later
-	    || scan->nmoved * 32 > scan->nseen) {
+	    || scan->purge_later || scan->nmoved * 32 > scan->nseen) {
 		/* It will bring more to scan again, though nothing is freed. */
 		malloc_mutex_lock(tsdn, &bin->lock);
 		bin->mesh.ndalloc_seen -= (uint32_t)scan->nseen;
@@ -296,11 +317,22 @@ scan_look_begin(mesh_scan_t *scan, mesh_scan_phase_t phase) {
 	size_t line_size = mesh_run_nwords(scan->block_max) * sizeof(uint64_t);
 	memset(scan->next, 0, line_size);
 	memset(scan->stays, 0, line_size);
+	memset(scan->stored, 0, line_size);
 	scan->nlooked = 0;
 	scan->nkept = 0;
 	scan->nblock_moved = 0;
 	scan->nlive = 0;
 	scan->phase = phase;
+}
+
+static bool
+bit_get(const uint64_t *bits, size_t i) {
+	return (bits[i / 64] >> (i % 64)) & 1;
+}
+
+static void
+bit_set(uint64_t *bits, size_t i) {
+	bits[i / 64] |= UINT64_C(1) << (i % 64);
 }
 
 /*
@@ -327,15 +359,18 @@ scan_look(tsdn_t *tsdn, mesh_scan_t *scan) {
 		for (unsigned w = 0; w < nwords; w++) {
 			scan->nlive += popcount_lu(scan->live[i * nwords + w]);
 		}
-		if (mesh_group_get(slab) != NULL) {
-			scan->stays[i / 64] |= UINT64_C(1) << (i % 64);
+		const mesh_group_t *group = mesh_group_get(slab);
+		if (group != NULL) {
+			bit_set(scan->stored, i);
+			if (group->nfollowers > 0) {
+				bit_set(scan->stays, i);
+			}
 		}
 		if (i > 0
 		    && (byte_t *)edata_addr_get(scan->slabs[i - 1])
 		            + scan_size(scan)
 		        == edata_addr_get(slab)) {
-			scan->next[(i - 1) / 64] |= UINT64_C(1)
-			    << ((i - 1) % 64);
+			bit_set(scan->next, i - 1);
 		}
 	}
 	malloc_mutex_unlock(tsdn, &scan->site.bin->lock);
@@ -403,16 +438,6 @@ block_sweep_begin(mesh_scan_t *scan) {
 	    mesh_run_nwords(scan->block_max) * sizeof(uint64_t));
 }
 
-static bool
-bit_get(const uint64_t *bits, size_t i) {
-	return (bits[i / 64] >> (i % 64)) & 1;
-}
-
-static void
-bit_set(uint64_t *bits, size_t i) {
-	bits[i / 64] |= UINT64_C(1) << (i % 64);
-}
-
 /*
  * The slabs that shall lead from i on, with small gaps between them: sets *end to
  * where they end, and returns where they begin; both are nslabs if there are none.
@@ -421,13 +446,13 @@ static size_t
 block_leads_next(const mesh_scan_t *scan, size_t i, size_t *end) {
 	size_t n = scan->nslabs;
 	size_t gap_max = scan->scarce ? LEAD_GAP_MAX_SCARCE : LEAD_GAP_MAX;
-	while (i < n
-	    && (!bit_get(scan->leads, i) || bit_get(scan->stays, i))) {
+	while (
+	    i < n && (!bit_get(scan->leads, i) || bit_get(scan->stored, i))) {
 		i++;
 	}
 	*end = i;
 	size_t gap = 0;
-	for (size_t j = i; j < n && gap <= gap_max && !bit_get(scan->stays, j);
+	for (size_t j = i; j < n && gap <= gap_max && !bit_get(scan->stored, j);
 	     j++) {
 		if (bit_get(scan->leads, j)) {
 			gap = 0;
@@ -461,8 +486,7 @@ found_count(mesh_scan_t *scan, size_t i) {
 		bit_set(scan->leads, found->leader + j);
 	}
 	/* Next to the run before it costs one mapping less. */
-	bool beside = i > 0
-	    && found->follower + found->n == found[-1].follower
+	bool beside = i > 0 && found->follower + found->n == found[-1].follower
 	    && bit_get(scan->next, found[-1].follower - 1);
 	scan->cost += beside ? 1 : MESH_MAPS_PER_SPLICE;
 }
@@ -550,14 +574,14 @@ static bool
 block_lead(tsdn_t *tsdn, mesh_scan_t *scan) {
 	/* Stacks may be small; the mesh lock guards this. */
 	static edata_t *slabs[MESH_BATCH_PAIRS];
-	unsigned max = mesh_batch_pairs_max(&scan->site);
-	unsigned n = 0;
+	unsigned        max = mesh_batch_pairs_max(&scan->site);
+	unsigned        n = 0;
 	for (unsigned k = 0; k < BATCH_RUNS && n < max; k++) {
 		size_t end;
 		size_t i = block_leads_next(scan, scan->lead_next, &end);
 		for (; i < end && n < max; i++) {
 			slabs[n++] = scan->slabs[i];
-			bit_set(scan->stays, i);
+			bit_set(scan->stored, i);
 		}
 		scan->lead_next = i;
 	}
@@ -580,9 +604,9 @@ static bool
 block_runs(tsdn_t *tsdn, mesh_scan_t *scan) {
 	/* Stacks may be small; the mesh lock guards these. */
 	static edata_t *leaders[MESH_BATCH_PAIRS], *followers[MESH_BATCH_PAIRS];
-	unsigned max = mesh_batch_pairs_max(&scan->site);
-	unsigned n = 0, nruns = 0;
-	size_t   end = scan->found_next;
+	unsigned        max = mesh_batch_pairs_max(&scan->site);
+	unsigned        n = 0, nruns = 0;
+	size_t          end = scan->found_next;
 	while (end < scan->nfound && nruns < BATCH_RUNS
 	    && n + scan->found[end].n <= max) {
 		n += scan->found[end++].n;
@@ -659,7 +683,7 @@ group_leader(const mesh_scan_t *scan, size_t g) {
 	for (uint32_t i = best; i != MESH_MATCH_END;
 	     i = mesh_match_next(scan->match, g, i)) {
 		const edata_t *slab = scan->slabs[i];
-		bool leads = edata_mesh_role_get(slab) == edata_mesh_leader;
+		bool     leads = edata_mesh_role_get(slab) == edata_mesh_leader;
 		unsigned nfollowers = leads ? slab_nfollowers(slab) : 0;
 		if (leads > best_leads
 		    || (leads == best_leads
@@ -683,8 +707,8 @@ group_units_run(tsdn_t *tsdn, mesh_scan_t *scan, edata_t *leader,
 	do {
 		/* Again while units with many followers come over. */
 		result = mesh_batch_group(tsdn, &scan->site, leader, units, n);
-	} while (scan_batched(scan, &result)
-	    && result.nmoved >= MESH_BATCH_UNITS);
+	} while (
+	    scan_batched(scan, &result) && result.nmoved >= MESH_BATCH_UNITS);
 }
 
 /* Carries out one group of the matching. */
@@ -717,8 +741,8 @@ group_thaw(tsdn_t *tsdn, mesh_scan_t *scan, const mesh_group_t *group) {
 	mesh_batch_result_t result;
 	do {
 		result = mesh_batch_thaw(tsdn, &scan->site, group);
-	} while (scan_batched(scan, &result)
-	    && result.nmoved >= MESH_BATCH_UNITS);
+	} while (
+	    scan_batched(scan, &result) && result.nmoved >= MESH_BATCH_UNITS);
 }
 
 /******************************************************************************/
@@ -769,8 +793,8 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 		if (scan->scarce && scan->share == 0) {
 			block_end(scan);
 		} else if (block_runs(tsdn, scan)) {
-			if (scan->attempt >= 2) {
-				/* Single slabs would cost too much. */
+			if (scan->scarce) {
+				/* Runs make more of mappings than single slabs. */
 				block_end(scan);
 			} else {
 				scan_look_begin(scan, mesh_scan_look_again);

@@ -47,17 +47,19 @@ struct mesh_scan_s {
 
 	/*
 	 * The block: its slabs by address; how many have been looked at, and
-	 * how many of those kept, slabs[0, nkept); of each the live regions; whether the next one is its neighbour, and
-	 * whether it has followers; the sum of all live regions.
+	 * how many of those kept, slabs[0, nkept); of each the live regions;
+	 * whether the next one is its neighbour, whether it has followers, and
+	 * whether it is in the store; the sum of all live regions.
 	 */
-	edata_t  **slabs;
-	size_t     nslabs;
-	size_t     nlooked;
-	size_t     nkept;
-	uint64_t  *live;
-	uint64_t  *next;
-	uint64_t  *stays;
-	size_t     nlive;
+	edata_t **slabs;
+	size_t    nslabs;
+	size_t    nlooked;
+	size_t    nkept;
+	uint64_t *live;
+	uint64_t *next;
+	uint64_t *stays;
+	uint64_t *stored;
+	size_t    nlive;
 	/* Memory for a sweep or a matching, in turns. */
 	void *work;
 
@@ -127,7 +129,10 @@ bool mesh_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns);
 bool mesh_scan_due(
     arena_t *arena, struct bin_s *bin, szind_t binind, size_t left);
 
-/* Bytes that a bin could do without if all slabs were full; it is locked. */
+/*
+ * Bytes that a bin could do without if meshing filled all slabs, 0 if it could
+ * mesh hardly any; it is locked.
+ */
 size_t mesh_scan_demand(const struct bin_s *bin, szind_t binind);
 
 #endif /* JEMALLOC_INTERNAL_MESH_SCAN_H */
