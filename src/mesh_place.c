@@ -4,7 +4,10 @@
  * Two slabs mesh if their live regions do not overlap.  Programs free in
  * patterns, and a pattern that is the same in every slab would keep all of them
  * apart; so both the subset of regions a fill takes and the order in which it
- * hands them out are random.
+ * hands them out are random.  But small regions that share a cache line are handed
+ * out one after the other: what is allocated together is used together.  Redis'
+ * keys and the entries that point to them, for one: it spent a tenth more time
+ * where they were apart.
  *
  * Called by bin.c and arena.c in place of bin_slab_reg_alloc[_batch](), under
  * the bin lock.  Manual arenas are never meshed and keep the lowest-first order
@@ -36,43 +39,51 @@ place_random(uint64_t *state, unsigned i, unsigned range) {
 	return (bits * range) >> 16;
 }
 
-/* Takes all free regions, in random order: Fisher-Yates, inside-out. */
-static uint64_t
-place_all(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
-    uint64_t state, void **ptrs) {
-	unsigned n = 0;
-	for (size_t w = 0; w < bin_info->bitmap_info.ngroups; w++) {
-		for (bitmap_t g = bitmap[w]; g != 0; g &= g - 1, n++) {
-			size_t   reg = (w << LG_BITMAP_GROUP_NBITS) + ffs_lu(g);
-			unsigned j = place_random(&state, n, n + 1);
-			ptrs[n] = ptrs[j];
-			ptrs[j] = base + bin_info->reg_size * reg;
-		}
-		bitmap[w] = 0;
-	}
-	return state;
+/* Binary logarithm of how many regions a cache line has, 0 if it is not whole. */
+static inline unsigned
+place_lg_line(const bin_info_t *bin_info) {
+	size_t size = bin_info->reg_size;
+	return size < CACHELINE && CACHELINE % size == 0
+	    ? LG_CACHELINE - lg_floor(size)
+	    : 0;
 }
 
-/* Takes cnt of nfree free regions: Fisher-Yates, as far as needed. */
+/*
+ * Takes cnt free regions: cache lines at random, by Fisher and Yates as far as
+ * needed, and of each its regions in an order that is a random number XOR 0, 1 ..
+ */
 static uint64_t
-place_some(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
-    uint64_t state, unsigned nfree, unsigned cnt, void **ptrs) {
-	uint16_t free_regs[BITMAP_MAXBITS];
+place(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
+    uint64_t state, unsigned cnt, void **ptrs) {
+	uint16_t lines[BITMAP_MAXBITS];
+	unsigned lg = place_lg_line(bin_info);
+	unsigned nregs = 1U << lg;
+	bitmap_t line_mask = (ZU(1) << nregs) - 1;
 	unsigned n = 0;
 	for (size_t w = 0; w < bin_info->bitmap_info.ngroups; w++) {
-		for (bitmap_t g = bitmap[w]; g != 0; g &= g - 1) {
-			free_regs[n++] = (uint16_t)((w << LG_BITMAP_GROUP_NBITS)
-			    + ffs_lu(g));
+		for (bitmap_t g = bitmap[w]; g != 0;) {
+			unsigned line = ffs_lu(g) >> lg;
+			g &= ~(line_mask << (line << lg));
+			lines[n++] = (uint16_t)(line
+			    + (w << (LG_BITMAP_GROUP_NBITS - lg)));
 		}
 	}
-	assert(n == nfree);
-	for (unsigned i = 0; i < cnt; i++) {
-		unsigned j = i + place_random(&state, i, nfree - i);
-		unsigned reg = free_regs[j];
-		free_regs[j] = free_regs[i];
-		bitmap[reg >> LG_BITMAP_GROUP_NBITS] ^= ZU(1)
-		    << (reg & BITMAP_GROUP_NBITS_MASK);
-		ptrs[i] = base + bin_info->reg_size * reg;
+	unsigned k = 0;
+	for (unsigned i = 0; k < cnt; i++) {
+		assert(i < n);
+		unsigned j = i + place_random(&state, i, n - i);
+		unsigned first = (unsigned)lines[j] << lg;
+		lines[j] = lines[i];
+		unsigned  flip = (unsigned)(state >> 16) & (nregs - 1);
+		bitmap_t *word = &bitmap[first >> LG_BITMAP_GROUP_NBITS];
+		for (unsigned r = 0; r < nregs && k < cnt; r++) {
+			unsigned reg = first + (r ^ flip);
+			bitmap_t bit = ZU(1) << (reg & BITMAP_GROUP_NBITS_MASK);
+			if ((*word & bit) != 0) {
+				*word ^= bit;
+				ptrs[k++] = base + bin_info->reg_size * reg;
+			}
+		}
 	}
 	return state;
 }
@@ -85,15 +96,12 @@ mesh_place_batch(
 		bin_slab_reg_alloc_batch(slab, bin_info, cnt, ptrs);
 		return;
 	}
-	unsigned nfree = edata_nfree_get(slab);
-	assert(nfree >= cnt);
+	assert(edata_nfree_get(slab) >= cnt);
 
 	bitmap_t *bitmap = edata_slab_data_get(slab)->bitmap;
 	byte_t   *base = (byte_t *)edata_addr_get(slab);
 	uint64_t *state = tsd_prng_statep_get(tsdn_tsd(tsdn));
-	*state = cnt == nfree
-	    ? place_all(bitmap, bin_info, base, *state, ptrs)
-	    : place_some(bitmap, bin_info, base, *state, nfree, cnt, ptrs);
+	*state = place(bitmap, bin_info, base, *state, cnt, ptrs);
 	edata_nfree_sub(slab, cnt);
 }
 
