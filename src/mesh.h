@@ -112,10 +112,12 @@ struct mesh_arena_s {
 	/* Of each bin: bytes that were left as they are to save mappings. */
 	atomic_zu_t withheld[SC_NBINS];
 	/*
-	 * Of each bin in flux: mesh_scan_demand() when it could have been scanned
-	 * last; guarded by the mesh lock.
+	 * Of each bin: looks since the program freed fast from it, up to a limit;
+	 * mesh_scan_demand() when it could have been scanned last, although it
+	 * was in flux.  Both guarded by the mesh lock.
 	 */
-	size_t demand_seen[SC_NBINS];
+	uint8_t calm_looks[SC_NBINS];
+	size_t  demand_seen[SC_NBINS];
 };
 
 /* Statistics of one arena, or the sum of several. */

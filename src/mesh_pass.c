@@ -60,12 +60,13 @@
 #define LITTLE_LOOKS 64
 /*
  * Where mappings are short, a bin is in flux if one slab in so many will be freed
- * from while they are used up, which takes a look for so many of them.  It waits as
- * long as what could be released grows by a certain share in so many looks; then
- * it gets only a few of them.
+ * from while they are used up, which takes a look for so many of them; and until
+ * so many looks have found it calm.  It waits as long as what could be released
+ * grows by a certain share in so many looks; then it gets only a few of them.
  */
 #define FLUX_SHARE 8
 #define FLUX_MAPS_PER_LOOK 128
+#define FLUX_CALM_LOOKS 20
 #define FLUX_LOOKS 160
 #define FLUX_GROWTH_SHARE 16
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
@@ -178,14 +179,17 @@ typedef enum {
  * the mappings more, if those are short; the bin is locked.
  */
 static bool
-bin_in_flux(bin_t *bin, szind_t binind, size_t left) {
+bin_in_flux(arena_t *arena, bin_t *bin, szind_t binind, size_t left) {
 	mesh_bin_t *mesh = &bin->mesh;
+	uint8_t    *calm = &arena->mesh.calm_looks[binind];
 	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
 	uint16_t    fresh = (uint16_t)(now - mesh->ndalloc_looked);
 	mesh->ndalloc_looked = now;
 	size_t looks = left / FLUX_MAPS_PER_LOOK + 1;
-	return (size_t)fresh * 64 * looks
-	    > bin->stats.nonfull_slabs / FLUX_SHARE
+	bool   fast = (size_t)fresh * 64 * looks
+	    > bin->stats.nonfull_slabs / FLUX_SHARE;
+	*calm = fast ? 0 : *calm + (*calm < FLUX_CALM_LOOKS);
+	return *calm < FLUX_CALM_LOOKS
 	    && mesh_scan_demand(bin, binind) / bin_infos[binind].slab_size
 	    > left / MESH_MAPS_PER_SPLICE;
 }
@@ -227,7 +231,7 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 		        || mesh_scan_demand(bin, binind)
 		                / bin_infos[binind].slab_size
 		            < bin->stats.curslabs / LITTLE_GAIN_SHARE);
-		*flux = bin_in_flux(bin, binind, left);
+		*flux = bin_in_flux(arena, bin, binind, left);
 		mesh->nlooks += (mesh->nlooks < UINT8_MAX);
 		if (*flux && mesh->nlooks > FLUX_LOOKS
 		    && bin_grows(arena, bin, binind)) {

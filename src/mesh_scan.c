@@ -65,6 +65,12 @@ static const uint8_t attempt_min[] = {
 #define UNIT_FOLLOWERS_MAX 4
 
 /*
+ * Where mappings are short, a scan stops once one slab in so many was freed from
+ * since it began, unless it is on request.
+ */
+#define OVERTAKEN_SHARE 8
+
+/*
  * A bin in which much was left to save mappings is scanned again when so many more
  * are left as is one of this share of all.
  */
@@ -388,6 +394,18 @@ block_nneeded(const mesh_scan_t *scan) {
 	return (scan->nlive + nregs - 1) / nregs;
 }
 
+/* Whether so much was freed since the scan began that it should begin anew. */
+static bool
+scan_overtaken(tsdn_t *tsdn, const mesh_scan_t *scan) {
+	bin_t *bin = scan->site.bin;
+	malloc_mutex_lock(tsdn, &bin->lock);
+	uint32_t freed = (uint32_t)bin->stats.ndalloc - bin->mesh.ndalloc_seen;
+	bool     overtaken = config_stats
+	    && freed > bin->stats.nonfull_slabs / OVERTAKEN_SHARE;
+	malloc_mutex_unlock(tsdn, &bin->lock);
+	return overtaken;
+}
+
 /* Gives the block its share of the mappings, by what all could release now. */
 static void
 block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
@@ -410,6 +428,9 @@ block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
 	if (scan->scarce && scan->flux) {
 		/* The next scan will have better use for most. */
 		scan->share /= 8;
+	} else if (scan->scarce && !scan->purge_now
+	    && scan_overtaken(tsdn, scan)) {
+		scan->share = 0;
 	}
 }
 
