@@ -142,3 +142,20 @@ def test_unfragmented_programs_pay_nothing(program):
     woke, woke_plain = (run["after"]["wakeups"] - run["before"]["wakeups"]
                         for run in (mesh, plain))
     assert woke <= woke_plain + 4
+
+
+def test_random_places(program):
+    """Slabs are filled in an order of their own each, whatever the program does; but
+    objects that share a cache line are handed out one after the other.  Without
+    randomness, the control, all of them lie side by side."""
+    placed = program("placed")
+    mesh, ordered = (placed.run(conf=f"{CONF},mesh_random:{random}").json
+                     for random in ("true", "false"))
+    for size in ("32", "256"):
+        assert mesh[size]["again"] == ordered[size]["again"] == 0
+        assert ordered[size]["behind"] > 0.9
+        assert mesh[size]["first"] > 8 > ordered[size]["first"]
+    # One of two is the first of its line, and of the others half lie before it.
+    assert 0.4 < mesh["32"]["in_line"] <= 0.5
+    assert mesh["32"]["behind"] < 0.35
+    assert mesh["256"]["behind"] < 0.2
