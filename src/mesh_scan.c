@@ -282,6 +282,12 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
 	return false;
 }
 
+/* Whether the bin will be scanned again, as so many ranges have moved. */
+static bool
+scan_moved_much(const mesh_scan_t *scan, size_t nmoved) {
+	return nmoved * 32 > scan->nseen;
+}
+
 static void
 scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
 	arena_t *arena = scan->site.arena;
@@ -297,7 +303,7 @@ scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
 		scarce_left = 0;
 	}
 	if ((scan->why != NULL && !short_of_maps) || scan->flux
-	    || scan->purge_later || scan->nmoved * 32 > scan->nseen) {
+	    || scan->purge_later || scan_moved_much(scan, scan->nmoved)) {
 		/* It will bring more to scan again, though nothing is freed. */
 		malloc_mutex_lock(tsdn, &bin->lock);
 		bin->mesh.ndalloc_seen -= (uint32_t)scan->nseen;
@@ -659,9 +665,11 @@ block_runs(tsdn_t *tsdn, mesh_scan_t *scan) {
 
 static void
 block_end(mesh_scan_t *scan) {
-	size_t n = scan->nslabs - block_nneeded(scan);
+	size_t   n = scan->nslabs - block_nneeded(scan);
+	unsigned nregs = bin_infos[scan->site.binind].nregs;
 	if (scan->scarce && (scan->share == 0 || scan->attempt >= 2)
-	    && n > scan->nblock_moved) {
+	    && n > scan->nblock_moved
+	    && !slabs_hopeless(scan->nslabs, scan->nlive, nregs)) {
 		scan->nrefused += (unsigned)(n - scan->nblock_moved);
 		scan->withheld += (n - scan->nblock_moved) * scan_size(scan);
 		scan->why = mesh_refusal_name(E2BIG);
@@ -814,8 +822,10 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 		if (scan->scarce && scan->share == 0) {
 			block_end(scan);
 		} else if (block_runs(tsdn, scan)) {
-			if (scan->scarce) {
-				/* Runs make more of mappings than single slabs. */
+			/* Runs make more of mappings than single slabs. */
+			if (scan->scarce
+			    && (scan->attempt >= 2
+			        || scan_moved_much(scan, scan->nblock_moved))) {
 				block_end(scan);
 			} else {
 				scan_look_begin(scan, mesh_scan_look_again);
