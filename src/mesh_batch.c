@@ -768,10 +768,10 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 			nmeshed += (i >= batch->nleads && !batch->thaw);
 		}
 	}
-	if (result.nmoved == 0) {
+	if (result.nmoved == 0 || stuck != NULL) {
 		result.why = why;
 		result.nrefused = batch->nmoves
-		    - (batch->alone ? 0 : batch->nleads);
+		    - (batch->alone ? 0 : batch->nleads) - result.nmoved;
 	}
 
 	edata_list_active_t dead;

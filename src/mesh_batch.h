@@ -29,7 +29,10 @@ struct mesh_batch_result_s {
 	unsigned nmoved;
 	/* Mappings added, as far as is known. */
 	size_t nmaps;
-	/* Ranges that should have moved, if none has, and why not; else NULL. */
+	/*
+	 * Ranges that should have moved, if none has or some cannot, and why not;
+	 * else NULL.
+	 */
 	unsigned    nrefused;
 	const char *why;
 };

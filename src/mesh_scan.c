@@ -180,13 +180,15 @@ scan_batched(mesh_scan_t *scan, const mesh_batch_result_t *result) {
 	scan->nblock_moved += result->nmoved;
 	scan->share -= result->nmaps < scan->share ? result->nmaps
 	                                           : scan->share;
-	if (result->nmoved > 0) {
+	if (result->nmoved > 0 && scan->why != mesh_refused_locked) {
 		scan->why = NULL;
-	} else if (result->why != NULL) {
+	}
+	if (result->why != NULL) {
 		scan->why = result->why;
 		scan->nrefused += result->nrefused;
 		/* Some memory that is locked is no reason to stop. */
-		scan->refused = (result->why != mesh_refused_locked);
+		scan->refused = result->nmoved == 0
+		    && result->why != mesh_refused_locked;
 	}
 	return !scan->refused;
 }
