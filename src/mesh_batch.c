@@ -307,9 +307,8 @@ slabs_overlap(const mesh_site_t *site, const edata_t *a, const edata_t *b) {
 static bool
 pair_fits(const mesh_site_t *site, edata_t **leaders, edata_t **followers,
     unsigned i) {
-	mesh_group_t *group = mesh_group_get(followers[i]);
 	if (!mesh_batch_pickable(site, followers[i])
-	    || (group != NULL && group->nfollowers > 0)
+	    || mesh_group_nfollowers(followers[i]) > 0
 	    || slabs_overlap(site, leaders[i], followers[i])) {
 		return false;
 	}

@@ -96,6 +96,12 @@ mesh_group_get(const edata_t *slab) {
 	    : NULL;
 }
 
+unsigned
+mesh_group_nfollowers(const edata_t *slab) {
+	const mesh_group_t *group = mesh_group_get(slab);
+	return group != NULL ? group->nfollowers : 0;
+}
+
 void
 mesh_group_hold(bin_t *bin, edata_t *slab) {
 	assert(!edata_mesh_held_get(slab));

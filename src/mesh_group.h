@@ -29,6 +29,9 @@ void mesh_group_live(const edata_t *slab, uint64_t *live);
 /* The group of a leader or follower, NULL of a private slab. */
 mesh_group_t *mesh_group_get(const edata_t *slab);
 
+/* How many slabs follow slab, which is private or a leader. */
+unsigned mesh_group_nfollowers(const edata_t *slab);
+
 /*
  * Takes a slab out of the bin.  nonfull_slabs counts it, as users subtract it from
  * curslabs.

@@ -373,12 +373,11 @@ scan_look(tsdn_t *tsdn, mesh_scan_t *scan) {
 		for (unsigned w = 0; w < nwords; w++) {
 			scan->nlive += popcount_lu(scan->live[i * nwords + w]);
 		}
-		const mesh_group_t *group = mesh_group_get(slab);
-		if (group != NULL) {
+		if (mesh_group_get(slab) != NULL) {
 			bit_set(scan->stored, i);
-			if (group->nfollowers > 0) {
-				bit_set(scan->stays, i);
-			}
+		}
+		if (mesh_group_nfollowers(slab) > 0) {
+			bit_set(scan->stays, i);
 		}
 		if (i > 0
 		    && (byte_t *)edata_addr_get(scan->slabs[i - 1])
@@ -698,8 +697,7 @@ block_purge(tsdn_t *tsdn, mesh_scan_t *scan) {
 /* A glance without the bin lock. */
 static unsigned
 slab_nfollowers(const edata_t *slab) {
-	const mesh_group_t *group = mesh_group_get(slab);
-	return group != NULL ? group->nfollowers : 0;
+	return mesh_group_nfollowers(slab);
 }
 
 /*
