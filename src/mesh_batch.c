@@ -647,6 +647,7 @@ move_waste(const batch_t *batch, unsigned i) {
 	return move->spliced || batch->thaw ? NULL : move->window;
 }
 
+/* Gives that back, neighbours at once. */
 static void
 batch_punch(const mesh_site_t *site, batch_t *batch) {
 	size_t size = site_size(site);
