@@ -179,7 +179,8 @@ typedef enum {
  * the mappings more, if those are short; the bin is locked.
  */
 static bool
-bin_in_flux(arena_t *arena, bin_t *bin, szind_t binind, size_t left) {
+bin_in_flux(
+    arena_t *arena, bin_t *bin, szind_t binind, size_t left, size_t demand) {
 	mesh_bin_t *mesh = &bin->mesh;
 	uint8_t    *calm = &arena->mesh.calm_looks[binind];
 	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
@@ -190,15 +191,14 @@ bin_in_flux(arena_t *arena, bin_t *bin, szind_t binind, size_t left) {
 	    > bin->stats.nonfull_slabs / FLUX_SHARE;
 	*calm = fast ? 0 : *calm + (*calm < FLUX_CALM_LOOKS);
 	return *calm < FLUX_CALM_LOOKS
-	    && mesh_scan_demand(bin, binind) / bin_infos[binind].slab_size
+	    && demand / bin_infos[binind].slab_size
 	    > left / MESH_MAPS_PER_SPLICE;
 }
 
 /* Whether a bin in flux shall wait for so many looks again; it is locked. */
 static bool
-bin_grows(arena_t *arena, const bin_t *bin, szind_t binind) {
+bin_grows(arena_t *arena, szind_t binind, size_t demand) {
 	size_t *seen = &arena->mesh.demand_seen[binind];
-	size_t  demand = mesh_scan_demand(bin, binind);
 	bool    grows = demand > *seen + *seen / FLUX_GROWTH_SHARE;
 	*seen = demand;
 	return grows;
@@ -226,15 +226,15 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 		mesh_bin_t *mesh = &bin->mesh;
 		uint32_t    freed = (uint32_t)bin->stats.ndalloc
 		    - mesh->ndalloc_seen;
-		bool little = config_stats
+		size_t demand = mesh_scan_demand(bin, binind);
+		bool   little = config_stats
 		    && (freed < bin->stats.nonfull_slabs / LITTLE_SHARE
-		        || mesh_scan_demand(bin, binind)
-		                / bin_infos[binind].slab_size
+		        || demand / bin_infos[binind].slab_size
 		            < bin->stats.curslabs / LITTLE_GAIN_SHARE);
-		*flux = bin_in_flux(arena, bin, binind, left);
+		*flux = bin_in_flux(arena, bin, binind, left, demand);
 		mesh->nlooks += (mesh->nlooks < UINT8_MAX);
 		if (*flux && mesh->nlooks > FLUX_LOOKS
-		    && bin_grows(arena, bin, binind)) {
+		    && bin_grows(arena, binind, demand)) {
 			mesh->nlooks = 0;
 		}
 		state = mesh->nlooks > mesh->backoff
