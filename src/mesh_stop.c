@@ -447,7 +447,8 @@ world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, unsigned *nmissing,
 		bool signalled = (thread->signalled == epoch);
 		if (signalled || thread_check_due(thread, now)) {
 			const char *why = thread_check(tasks, thread, now);
-			if (why != NULL) {
+			/* On its way to be parked it blocks all signals. */
+			if (why != NULL && !signalled) {
 				return why;
 			}
 		}
