@@ -14,12 +14,12 @@
 /* The bin that batches are about, and descriptors for its next groups. */
 typedef struct mesh_site_s mesh_site_t;
 struct mesh_site_s {
-	arena_t       *arena;
-	struct bin_s  *bin;
-	szind_t        binind;
-	unsigned       binshard;
-	mesh_group_t  *spares[MESH_BATCH_PAIRS];
-	unsigned       nspares;
+	arena_t      *arena;
+	struct bin_s *bin;
+	szind_t       binind;
+	unsigned      binshard;
+	mesh_group_t *spares[MESH_BATCH_PAIRS];
+	unsigned      nspares;
 };
 
 /* What has come of a batch. */
@@ -35,6 +35,8 @@ struct mesh_batch_result_s {
 	 */
 	unsigned    nrefused;
 	const char *why;
+	/* Threads could not be stopped, which may be otherwise soon. */
+	bool busy;
 };
 
 /*
@@ -57,7 +59,7 @@ bool mesh_arena_meshable(arena_t *arena);
  * thaw: the frozen members of a group that may have ended come back into the
  * store, as many as one batch takes.
  */
-unsigned mesh_batch_pairs_max(const mesh_site_t *site);
+unsigned            mesh_batch_pairs_max(const mesh_site_t *site);
 mesh_batch_result_t mesh_batch_pairs(tsdn_t *tsdn, mesh_site_t *site,
     edata_t **leaders, edata_t **followers, unsigned n);
 mesh_batch_result_t mesh_batch_lead(

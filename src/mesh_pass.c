@@ -48,8 +48,12 @@
  */
 #define FORK_PAUSE_NS UINT64_C(1000000000)
 #define FORK_PAUSE_NS_MAX UINT64_C(10000000000)
-/* How long a pass on request waits for a fork to be dealt with. */
+/*
+ * How long a pass on request waits for a fork to be dealt with, and for threads
+ * that cannot be stopped: as they begin they block all signals.
+ */
 #define FORK_WAIT_MS 5000
+#define BUSY_WAIT_MS 100
 /*
  * A scan costs as much as its bin has slabs, so it waits until a certain share of
  * them was freed from and another could be released, or for so many looks: a
@@ -444,6 +448,14 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }
 
+/* Without the mesh lock, which is held before and after. */
+static void
+pass_sleep_ms(tsdn_t *tsdn) {
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
+	syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 1000000}, NULL);
+	malloc_mutex_lock(tsdn, &mesh_mtx);
+}
+
 /*
  * Lets others take the mesh lock, fork for one, and waits until a fork is dealt
  * with.  Returns true if that takes too long.
@@ -454,10 +466,7 @@ pass_yield(tsdn_t *tsdn) {
 	malloc_mutex_lock(tsdn, &mesh_mtx);
 	unsigned ms = 0;
 	while (mesh_fork_pending(tsdn, /* hurry */ true)) {
-		malloc_mutex_unlock(tsdn, &mesh_mtx);
-		syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 1000000},
-		    NULL);
-		malloc_mutex_lock(tsdn, &mesh_mtx);
+		pass_sleep_ms(tsdn);
 		if (++ms == FORK_WAIT_MS) {
 			return true;
 		}
@@ -476,11 +485,13 @@ bin_due_now(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 	return due;
 }
 
-/* Scans a bin as often as it pays. */
+/* Scans a bin as often as it pays; may wait *busy_ms for threads in all. */
 static void
-pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
+pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
+    unsigned *busy_ms) {
 	mesh_scan_t scan;
 	unsigned    round = 0;
+	bool        again;
 	do {
 		do {
 			if (pass_yield(tsdn)) {
@@ -497,7 +508,12 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard) {
 				scan.refused = true;
 			}
 		} while (!pass_scan_step(tsdn, &scan, SLICE_NS_MAX));
-	} while (scan.nmoved > 0 && ++round < FULL_PASS_ROUNDS);
+		again = scan.refused && scan.busy && *busy_ms > 0;
+		if (again) {
+			(*busy_ms)--;
+			pass_sleep_ms(tsdn);
+		}
+	} while (again || (scan.nmoved > 0 && ++round < FULL_PASS_ROUNDS));
 }
 
 /*
@@ -534,12 +550,13 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 		return;
 	}
 	slice_scan_finish(tsdn);
+	unsigned busy_ms = BUSY_WAIT_MS;
 	for (szind_t i = 0; i < SC_NBINS; i++) {
 		if (bin_infos[i].nregs == 1) {
 			continue;
 		}
 		for (unsigned j = 0; j < bin_infos[i].n_shards; j++) {
-			pass_bin(tsdn, arena, i, j);
+			pass_bin(tsdn, arena, i, j, &busy_ms);
 		}
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);

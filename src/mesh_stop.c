@@ -67,7 +67,7 @@
 /* Time until the next look at who does not answer: doubles each time. */
 #define STOP_POLL_NS_MIN UINT64_C(200000)
 #define STOP_POLL_NS_MAX UINT64_C(4000000)
-/* What was found out about a thread holds for so long. */
+/* That a thread can be sent the signal holds for so long. */
 #define STOP_CHECK_NS UINT64_C(10000000)
 
 typedef struct stop_thread_s stop_thread_t;
@@ -390,6 +390,7 @@ thread_check(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	if (!thread->ended
 	    && (signal_in(malloc_strtoumax(text, NULL, 10))
 	        || (state == 'S' && thread_awaits(tasks, tid)))) {
+		thread->checked_ns = 0;
 		return stop_blocked;
 	}
 	return NULL;

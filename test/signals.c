@@ -86,24 +86,19 @@ fragment(void) {
 
 /*
  * Has the heap meshed now and prints what came of it.  On a busy machine a
- * thread may be too late to answer, and jemalloc's own block the signal until they
- * have begun, which is not what any case is about; two steps are about threads
- * that block it for good.
+ * thread may be too late to answer, which is not what any case is about.
  */
 static void
 step(const char *name) {
 	uint64_t end = now_ns() + UINT64_C(10000000000);
 	ctl_epoch();
 	uint64_t before = mesh_stat("nmeshes");
-	bool blocks = strcmp(name, "blocked") == 0 || strcmp(name, "all") == 0;
 	fragment();
 	do {
 		mesh_pass();
 		ctl_epoch();
 	} while (mesh_stat("nmeshes") == before
-	    && (strstr(mesh_off(), "answer") != NULL
-	        || (!blocks && strstr(mesh_off(), "blocks the signal") != NULL))
-	    && now_ns() < end);
+	    && strstr(mesh_off(), "answer") != NULL && now_ns() < end);
 	bad += table_check(&table);
 	printf("\"%s\": {\"new\": %llu, \"mesh\": ", name,
 	    (unsigned long long)(mesh_stat("nmeshes") - before));
