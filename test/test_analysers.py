@@ -1,9 +1,6 @@
 """Compilers, analysers and sanitizers have nothing to say about our code.
 
-jemalloc's own files are not looked at.  UndefinedBehaviorSanitizer on all of src is
-no part of this; by hand, and then torture, forker and soak with that library:
-    ./configure --enable-mesh EXTRA_CFLAGS="-fsanitize=undefined \\
-        -fsanitize-undefined-trap-on-error" && make
+jemalloc's own files are looked at by UndefinedBehaviorSanitizer only.
 """
 
 import os
@@ -12,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from conftest import BUILD, TEST, Program
+from conftest import BUILD, HELPERS, TEST, Program
 
 ROOT = TEST.parent
 # Configured and built by then, with jemalloc's assertions, which tell analysers
@@ -84,15 +81,10 @@ def test_searches_sanitized(compiler, tmp_path):
     assert (run.returncode, run.stdout) == (0, "well\n"), run
 
 
-@pytest.fixture(scope="module")
-def racer():
-    """torture.c and a jemalloc of the prefix je_, with ThreadSanitizer.
-
-    So malloc stays the sanitizer's own.
-    """
-    tree = BUILD / "tree" / "tsan"
-    flags = ["-fsanitize=thread", "-O1", "-g"]
-    log = (BUILD / "log" / "tsan.log").open("w")
+def sanitized(name, program, flags, *options, program_flags=()):
+    """A test program linked with a jemalloc that was compiled with flags."""
+    tree = BUILD / "tree" / name
+    log = (BUILD / "log" / f"{name}.log").open("a")
 
     def run(*command, cwd=tree):
         subprocess.run(list(map(str, command)), cwd=cwd, stdout=log, stderr=log,
@@ -100,17 +92,46 @@ def racer():
 
     run(ROOT / "scripts" / "make-tree", tree, cwd=ROOT)
     if not (tree / "Makefile").exists():
-        run("./configure", "--enable-mesh", "--disable-doc", "--disable-cxx",
-            "--with-jemalloc-prefix=je_", "CC=gcc", "CFLAGS=" + " ".join(flags),
+        run("./configure", "--enable-mesh", "--disable-doc", "--disable-cxx", "CC=gcc",
+            "CFLAGS=" + " ".join(flags), *options,
             "--with-version=5.3.1-0-g81034ce1f1373e37dc865038e1bc8eeecf559ce8")
     run("make", f"-j{os.cpu_count()}", "lib/libjemalloc.a")
-    program = tree / "torture"
-    run("gcc", *flags, "-pthread", "-D_GNU_SOURCE=", "-DJEMALLOC_MANGLE", "-include",
-        "stdlib.h", "-include", "malloc.h", "-include", tree / "include/jemalloc/jemalloc.h",
-        "-I", tree / "include", "-I", TEST, *(
-            TEST / f"{name}.c" for name in ("torture", "objects", "measure", "util")),
-        tree / "lib/libjemalloc.a", "-o", program, "-lm", "-ldl")
-    return Program(program)
+    run("gcc", "-O1", "-g", "-pthread", *program_flags, "-I", tree / "include", "-I",
+        TEST, *(TEST / f"{each}.c" for each in (program, *HELPERS)),
+        tree / "lib/libjemalloc.a", "-o", tree / program, "-lm", "-ldl")
+    return Program(tree / program)
+
+
+TRAPS = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-O2", "-g"]
+
+
+@pytest.mark.parametrize("program, args", [
+    ("torture", ("-s", 10, "-t", 4, "-yklp")), ("views", ("-g",))])
+@pytest.mark.parametrize("barrier", ["auto", "signal"])
+def test_no_undefined_behaviour(program, args, barrier):
+    """Where it came to that, or to an overflow, the library would end by SIGILL."""
+    traps = sanitized("ubsan", program, TRAPS)
+    code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", traps.path],
+                          capture_output=True, text=True, check=True).stdout
+    assert code.count("ud2") > 1000
+    run = traps.run(*args, timeout=300, conf="abort_conf:true,mesh:true,"
+                    f"mesh_period_ms:0,narenas:2,mesh_barrier:{barrier}")
+    assert run.returncode == 0 and run.json["bad"] == 0, run
+    assert run.json["mesh"]["nmeshes"] > 1000, run
+
+
+@pytest.fixture(scope="module")
+def racer():
+    """torture.c and a jemalloc of the prefix je_, with ThreadSanitizer.
+
+    So malloc stays the sanitizer's own.
+    """
+    flags = ["-fsanitize=thread", "-O1", "-g"]
+    header = BUILD / "tree" / "tsan" / "include/jemalloc/jemalloc.h"
+    return sanitized("tsan", "torture", flags, "--with-jemalloc-prefix=je_",
+                     program_flags=[
+                         *flags, "-D_GNU_SOURCE=", "-DJEMALLOC_MANGLE", "-include",
+                         "stdlib.h", "-include", "malloc.h", "-include", header])
 
 
 def test_no_data_races(racer):
