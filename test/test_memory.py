@@ -105,6 +105,20 @@ def test_reading_costs_nothing(rounds):
         assert physical(steps["checked"]) - physical(steps["meshed"]) < MIB
 
 
+@pytest.mark.parametrize("barrier", ["auto", "signal"])
+def test_caches_of_idle_threads(program, barrier):
+    """What idle threads have in their caches keeps no slabs, which mesh like others;
+    and it is theirs to allocate later.  Without meshing, the control, it keeps all."""
+    idle = program("idle")
+    plain, mesh = (idle.run(conf=conf).json for conf in (
+        "mesh:false", f"{CONF},mesh_barrier:{barrier}"))
+    for run in (plain, mesh):
+        assert (run["again"], run["bad"]) == (run["cached"], 0)
+    assert mesh["mesh"]["followers"] > mesh["cached"] / 2
+    assert mesh["idle"] - mesh["meshed"] > 0.8 * mesh["mesh"]["saved"]
+    assert abs(plain["idle"] - plain["meshed"]) < MIB
+
+
 def test_statistics_are_ordered(rounds):
     for steps in rounds.values():
         for step in steps.values():
