@@ -55,6 +55,7 @@
 #include <linux/futex.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <signal.h>
@@ -80,15 +81,13 @@
 #define COPY_TRIES 100
 /* Ranges copied behind one barrier, for a millisecond. */
 #define COPY_RANGES 256
+/* What the kernel gives at least. */
+#define VIEWER_TURN_NS UINT64_C(100000)
 /* Milliseconds between two looks at the sentinel, and between two steps. */
 #define LOOK_MS 10
 #define STEP_MS 1
 
-typedef enum {
-	range_shared,
-	range_private,
-	range_gone
-} range_state_t;
+typedef enum { range_shared, range_private, range_gone } range_state_t;
 
 typedef struct range_s range_t;
 struct range_s {
@@ -301,8 +300,7 @@ bool
 mesh_view_begin(size_t n) {
 	bool commit = true;
 	begun_map_size = PAGE_CEILING(2 * n * sizeof(range_t));
-	begun_map = (range_t *)pages_map(
-	    NULL, begun_map_size, PAGE, &commit);
+	begun_map = (range_t *)pages_map(NULL, begun_map_size, PAGE, &commit);
 	begun_n = 0;
 	return begun_map == NULL;
 }
@@ -342,9 +340,9 @@ mesh_view_leave(tsdn_t *tsdn, void *addr, size_t size) {
 	malloc_mutex_lock(tsdn, &view_mtx);
 	size_t n = atomic_load_zu(&view_nplaces, ATOMIC_RELAXED);
 	if ((n + 1) * sizeof(place_t) > view_places_size) {
-		bool   commit = true;
-		size_t more = view_places_size > 0 ? 2 * view_places_size
-		                                   : PAGE;
+		bool     commit = true;
+		size_t   more = view_places_size > 0 ? 2 * view_places_size
+		                                     : PAGE;
 		place_t *places = (place_t *)pages_map(
 		    NULL, more, PAGE, &commit);
 		if (places == NULL) {
@@ -478,8 +476,8 @@ static bool
 gap_is_ours(uintptr_t start, uintptr_t end) {
 	while (start < end) {
 		emap_full_alloc_ctx_t ctx;
-		if (emap_full_alloc_ctx_try_lookup(TSDN_NULL,
-		        &arena_emap_global, (void *)start, &ctx)
+		if (emap_full_alloc_ctx_try_lookup(
+		        TSDN_NULL, &arena_emap_global, (void *)start, &ctx)
 		    || ctx.edata == NULL
 		    || (uintptr_t)edata_base_get(ctx.edata) != start) {
 			return false;
@@ -546,7 +544,7 @@ viewer_lift_step(void) {
 		uintptr_t start = view_ranges[i].joined
 		    ? range_end(&view_ranges[i - 1])
 		    : view_ranges[i].addr;
-		size_t last = i;
+		size_t    last = i;
 		while (last + 1 < stop && view_ranges[last + 1].joined) {
 			last++;
 		}
@@ -570,8 +568,8 @@ viewer_lift_step(void) {
 static bool
 viewer_store_open(void) {
 	char path[64];
-	malloc_snprintf(path, sizeof(path), "/proc/self/fd/%d",
-	    mesh_store_fd()->fd);
+	malloc_snprintf(
+	    path, sizeof(path), "/proc/self/fd/%d", mesh_store_fd()->fd);
 	viewer_store = malloc_open(path, O_RDWR | O_CLOEXEC);
 	mesh_fd_t reopened = *mesh_store_fd();
 	reopened.fd = viewer_store;
@@ -640,7 +638,8 @@ viewer_fault(uintptr_t addr) {
 		 * The kernel is out of memory for the moment; it needs no mapping
 		 * more than it has.
 		 */
-		nanosleep(&(struct timespec){.tv_nsec = STEP_MS * 1000000}, NULL);
+		nanosleep(
+		    &(struct timespec){.tv_nsec = STEP_MS * 1000000}, NULL);
 	}
 }
 
@@ -713,8 +712,8 @@ viewer_step(view_state_t state) {
 	bool hurry = atomic_load_b(&view_hurry, ATOMIC_RELAXED);
 	switch (state) {
 	case view_armed:
-		viewer_faults(hurry || viewer_next < view_nranges ? STEP_MS
-		                                                  : LOOK_MS);
+		viewer_faults(
+		    hurry || viewer_next < view_nranges ? STEP_MS : LOOK_MS);
 		if (!atomic_load_b(&view_forking, ATOMIC_RELAXED)) {
 			viewer_gaps_step();
 			viewer_look();
@@ -758,14 +757,35 @@ viewer_answer(void) {
 	default:
 		return;
 	}
-	atomic_store_u32(&viewer_request, err ? viewer_failed : viewer_done,
-	    ATOMIC_RELEASE);
+	atomic_store_u32(
+	    &viewer_request, err ? viewer_failed : viewer_done, ATOMIC_RELEASE);
 	futex_wake(&viewer_request);
+}
+
+/*
+ * Takes short turns, so that it runs at once when writers wait for it, even if all
+ * processors are busy (sched_setattr(2), Linux 6.12; without, it is slower).
+ */
+static void
+viewer_hurry(void) {
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t  nice;
+		uint32_t priority;
+		uint64_t runtime, deadline, period;
+	} attr;
+	if (syscall(SYS_sched_getattr, 0, &attr, sizeof(attr), 0) == 0
+	    && attr.policy == SCHED_OTHER) {
+		attr.runtime = VIEWER_TURN_NS;
+		(void)syscall(SYS_sched_setattr, 0, &attr, 0);
+	}
 }
 
 static void *
 viewer_main(void *arg) {
 	(void)arg;
+	viewer_hurry();
 	viewer_store = -1;
 	viewer_uffd = -1;
 	if (syscall(SYS_close_range, 0U, ~0U, CLOSE_RANGE_UNSHARE) != 0
@@ -888,8 +908,7 @@ ranges_copy(void) {
 
 bool
 mesh_view_part(tsdn_t *tsdn) {
-	range_t *sorted = ranges_sort(
-	    begun_map, begun_map + begun_n, begun_n);
+	range_t *sorted = ranges_sort(begun_map, begun_map + begun_n, begun_n);
 	malloc_mutex_lock(tsdn, &view_mtx);
 	table_drop();
 	view_map = begun_map;
@@ -1005,7 +1024,6 @@ mesh_view_postfork_child(tsdn_t *tsdn) {
 	view_sentinel = NULL;
 	atomic_store_b(&viewer_started, false, ATOMIC_RELAXED);
 	atomic_store_u32(&viewer_ready, 0, ATOMIC_RELAXED);
-	atomic_store_u32(
-	    &viewer_request, viewer_asked_nothing, ATOMIC_RELAXED);
+	atomic_store_u32(&viewer_request, viewer_asked_nothing, ATOMIC_RELAXED);
 	return err;
 }
