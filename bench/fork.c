@@ -141,7 +141,7 @@ main(int argc, char **argv) {
 	    (unsigned long long)followers, (unsigned long long)maps,
 	    (double)(end - begin) / 1e6, (double)(*child_at - begin) / 1e6,
 	    (double)writing / 1e6, (double)longest / 1e6,
-	    (double)used / 1048576,
-	    ((double)grown - (double)used) / 1048576, status != 0);
+	    (double)used / 1048576, ((double)grown - (double)used) / 1048576,
+	    status != 0);
 	return status != 0;
 }

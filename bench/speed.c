@@ -135,8 +135,8 @@ pattern_pipe(unsigned thread) {
 		while (nproduced - nconsumed == (producer ? PIPE_WAITING : 0)) {
 			pthread_cond_wait(&changed, &mutex);
 		}
-		void **load = loads[(producer ? nproduced : nconsumed)
-		    % PIPE_WAITING];
+		void **load =
+		    loads[(producer ? nproduced : nconsumed) % PIPE_WAITING];
 		pthread_mutex_unlock(&mutex);
 		for (size_t j = 0; j < PIPE_LOAD; j++) {
 			if (producer) {
@@ -156,11 +156,11 @@ static const struct {
 	const char *name;
 	void (*run)(unsigned thread);
 } patterns[] = {
-	{"local", pattern_local},
-	{"flush", pattern_flush},
-	{"larson", pattern_larson},
-	{"mixed", pattern_mixed},
-	{"pipe", pattern_pipe},
+    {"local", pattern_local},
+    {"flush", pattern_flush},
+    {"larson", pattern_larson},
+    {"mixed", pattern_mixed},
+    {"pipe", pattern_pipe},
 };
 
 static void (*pattern)(unsigned thread);
@@ -194,7 +194,8 @@ int
 main(int argc, char **argv) {
 	static struct thread threads[MAX_THREADS];
 	if (argc != 5) {
-		fprintf(stderr, "usage: speed PATTERN THREADS OPERATIONS SIZE\n");
+		fprintf(
+		    stderr, "usage: speed PATTERN THREADS OPERATIONS SIZE\n");
 		return 2;
 	}
 	for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++) {
@@ -215,8 +216,9 @@ main(int argc, char **argv) {
 	pthread_barrier_init(&barrier, NULL, nthreads);
 	for (unsigned i = 0; i < nthreads; i++) {
 		threads[i].number = i;
-		if (pthread_create(&threads[i].id, NULL, thread_run,
-		    &threads[i]) != 0) {
+		if (pthread_create(
+		        &threads[i].id, NULL, thread_run, &threads[i])
+		    != 0) {
 			abort();
 		}
 	}

@@ -407,10 +407,9 @@ range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
  */
 static void
 range_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
-	mesh_unsplice_t result = mesh_unsplice_room()
-	    ? mesh_view_unsplice(
-	        tsdn, edata_addr_get(slab), edata_size_get(slab))
-	    : mesh_unsplice_refused;
+	mesh_unsplice_t result = mesh_unsplice_room() ? mesh_view_unsplice(tsdn,
+	                             edata_addr_get(slab), edata_size_get(slab))
+	                                              : mesh_unsplice_refused;
 	if (result == mesh_unsplice_done) {
 		range_dalloc(tsdn, arena, slab);
 	} else if (result == mesh_unsplice_refused) {

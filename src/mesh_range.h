@@ -62,8 +62,9 @@ mesh_range_try_again(void *addr, size_t size, unsigned *tries) {
 		return false;
 	}
 	if (!hole || *tries == MESH_RANGE_TRIES) {
-		malloc_write("<jemalloc>: mesh has lost a range of the heap: the "
-		             "kernel is out of memory.\n");
+		malloc_write(
+		    "<jemalloc>: mesh has lost a range of the heap: the "
+		    "kernel is out of memory.\n");
 		abort();
 	}
 	if ((*tries)++ > 0) {

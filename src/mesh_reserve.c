@@ -50,8 +50,8 @@ reserve_make(tsdn_t *tsdn, arena_t *arena, szind_t binind, size_t size) {
 	pac_t *pac = &arena->pa_shard.pac;
 	return n <= 1 ? NULL
 	              : ecache_alloc_grow(tsdn, pac, pac_ehooks_get(pac),
-	                    &pac->ecache_retained, NULL, n * size, PAGE,
-	                    /* zero */ false, /* guarded */ false);
+	                  &pac->ecache_retained, NULL, n * size, PAGE,
+	                  /* zero */ false, /* guarded */ false);
 }
 
 static void
@@ -82,8 +82,7 @@ reserve_cut(tsdn_t *tsdn, arena_t *arena, szind_t binind, size_t size) {
 		edata_t *rest = extent_split_wrapper(tsdn, pac,
 		    pac_ehooks_get(pac), reserve, size, left,
 		    /* holding_core_locks */ false);
-		reserve_put(
-		    tsdn, arena, binind, rest != NULL ? rest : reserve);
+		reserve_put(tsdn, arena, binind, rest != NULL ? rest : reserve);
 		if (rest == NULL) {
 			return NULL;
 		}

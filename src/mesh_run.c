@@ -111,8 +111,7 @@ run_union(mesh_run_t *r, uint32_t l, uint32_t i) {
 	const uint64_t *live = &r->live[(size_t)i * r->nwords];
 	for (unsigned w = 0; w < r->nwords; w++) {
 		for (uint64_t bits = live[w]; bits != 0; bits &= bits - 1) {
-			size_t region = w * 64
-			    + (size_t)__builtin_ctzll(bits);
+			size_t region = w * 64 + (size_t)__builtin_ctzll(bits);
 			run_bit_set(&r->lines[region * r->line_nwords], l);
 		}
 	}

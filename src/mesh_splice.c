@@ -29,7 +29,7 @@
 
 size_t opt_mesh_max_maps = 0;
 
-static size_t      maps_max;
+static size_t maps_max;
 /* Where taking slabs out of the store stops, too. */
 static size_t      maps_hard;
 static atomic_zu_t maps_bound;
@@ -92,8 +92,7 @@ mesh_splice(void *addr, size_t size, void *window) {
 		}
 	}
 	atomic_fetch_add_zu(&maps_bound,
-	    maps_added((byte_t *)addr, size, (byte_t *)window),
-	    ATOMIC_RELAXED);
+	    maps_added((byte_t *)addr, size, (byte_t *)window), ATOMIC_RELAXED);
 	return false;
 }
 

@@ -178,8 +178,7 @@ slab_populate(void *at, const void *addr, size_t size) {
 }
 
 void *
-mesh_store_window(
-    tsdn_t *tsdn, const void *addr, size_t size, bool populate) {
+mesh_store_window(tsdn_t *tsdn, const void *addr, size_t size, bool populate) {
 	assert(mesh_store_fits(addr, size));
 	uintptr_t chunk = (uintptr_t)addr >> WINDOW_LG_CHUNK;
 	window_t *window = window_get(tsdn, chunk);

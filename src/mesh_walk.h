@@ -15,7 +15,7 @@ void mesh_walk_note(const void *addr, size_t size);
  * the walk is over.  The mesh lock is held, and no bin lock needed: a slab may be
  * anything else by the time that the caller looks.
  */
-size_t mesh_walk(tsdn_t *tsdn, unsigned arena_ind, szind_t binind, uintptr_t *at,
-    edata_t **slabs, size_t max);
+size_t mesh_walk(tsdn_t *tsdn, unsigned arena_ind, szind_t binind,
+    uintptr_t *at, edata_t **slabs, size_t max);
 
 #endif /* JEMALLOC_INTERNAL_MESH_WALK_H */

@@ -89,8 +89,8 @@ hook_purge_lazy(extent_hooks_t *hooks, void *addr, size_t size, size_t offset,
 }
 
 static bool
-hook_purge_forced(extent_hooks_t *hooks, void *addr, size_t size,
-    size_t offset, size_t length, unsigned arena) {
+hook_purge_forced(extent_hooks_t *hooks, void *addr, size_t size, size_t offset,
+    size_t length, unsigned arena) {
 	(void)hooks;
 	hook_look((char *)addr + offset, length);
 	return hooks_default->purge_forced(
@@ -112,8 +112,8 @@ hook_merge(extent_hooks_t *hooks, void *addr_a, size_t size_a, void *addr_b,
 	(void)hooks;
 	hook_look(addr_a, PAGE);
 	hook_look(addr_b, PAGE);
-	return hooks_default->merge(hooks_default, addr_a, size_a, addr_b,
-	    size_b, committed, arena);
+	return hooks_default->merge(
+	    hooks_default, addr_a, size_a, addr_b, size_b, committed, arena);
 }
 
 static extent_hooks_t hooks_retaining = {.alloc = hook_alloc,
@@ -327,7 +327,8 @@ run_toggle(void) {
 			if (pid == 0) {
 				uint64_t before = nmeshes();
 				churn(&held, 8 * MIB);
-				ctl_write_bool("background_thread", i % 20 == 5);
+				ctl_write_bool(
+				    "background_thread", i % 20 == 5);
 				churn(&held, 8 * MIB);
 				child_end(before);
 			}
@@ -362,6 +363,6 @@ main(int argc, char **argv) {
 	    {"migrants", run_migrants},
 	    {"toggle", run_toggle},
 	};
-	return scenario_main(argc, argv, scenarios,
-	    sizeof(scenarios) / sizeof(scenarios[0]));
+	return scenario_main(
+	    argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

@@ -119,9 +119,9 @@ static unsigned        armed_kind;
 static unsigned long   armed_first = FAULTS_NONE, armed_last;
 static faults_effect_t armed_effect;
 /* Instead of the kind's own, if not 0. */
-static int             armed_errno;
-static unsigned long   rate;
-static atomic_ullong   rate_state;
+static int           armed_errno;
+static unsigned long rate;
+static atomic_ullong rate_state;
 
 /* Where the code of jemalloc is. */
 static uintptr_t code_start, code_end;
@@ -134,11 +134,11 @@ real(long n, long a, long b, long c, long d, long e, long f) {
 	register long r10 __asm__("r10") = d;
 	register long r8 __asm__("r8") = e;
 	register long r9 __asm__("r9") = f;
-	__asm__ volatile("syscall"
-	                 : "=a"(result)
-	                 : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8),
-	                 "r"(r9)
-	                 : "rcx", "r11", "memory");
+	__asm__ volatile(
+	    "syscall"
+	    : "=a"(result)
+	    : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+	    : "rcx", "r11", "memory");
 #elif defined(__aarch64__)
 	register long x8 __asm__("x8") = n;
 	register long x0 __asm__("x0") = a;
@@ -194,7 +194,8 @@ library_find(struct dl_phdr_info *info, size_t size, void *arg) {
 	}
 	for (unsigned i = 0; i < info->dlpi_phnum; i++) {
 		const ElfW(Phdr) *header = &info->dlpi_phdr[i];
-		if (header->p_type == PT_LOAD && (header->p_flags & PF_X) != 0) {
+		if (header->p_type == PT_LOAD
+		    && (header->p_flags & PF_X) != 0) {
 			code_start = info->dlpi_addr + header->p_vaddr;
 			code_end = code_start + header->p_memsz;
 		}
@@ -243,8 +244,7 @@ fails(unsigned kind, const void *caller) {
 	}
 	unsigned long i = atomic_fetch_add(&seen[kind], 1);
 	if (rate != 0) {
-		if (kinds[kind].stock
-		    || atomic_fetch_add(&nseen, 1) < SPARED
+		if (kinds[kind].stock || atomic_fetch_add(&nseen, 1) < SPARED
 		    || mix64(atomic_fetch_add(&rate_state, 1)) % rate != 0) {
 			return false;
 		}
@@ -256,7 +256,8 @@ fails(unsigned kind, const void *caller) {
 		nerrors++;
 	}
 	atomic_fetch_add(&ninjected, 1);
-	errno = armed_errno != 0 ? armed_errno : kinds[kind].errors[i % nerrors];
+	errno = armed_errno != 0 ? armed_errno
+	                         : kinds[kind].errors[i % nerrors];
 	return true;
 }
 
@@ -301,7 +302,8 @@ mremap(void *old, size_t old_size, size_t size, int flags, ...) {
 }
 
 #define PASS(kind, n, a, b, c)                                                 \
-	(FAILS(kind) ? -1 : (int)real(n, (long)(a), (long)(b), (long)(c), 0, 0, 0))
+	(FAILS(kind) ? -1                                                      \
+	             : (int)real(n, (long)(a), (long)(b), (long)(c), 0, 0, 0))
 
 int
 munmap(void *addr, size_t size) {
@@ -425,8 +427,7 @@ syscall(long n, ...) {
 	/* A descriptor is closed whatever close says. */
 	bool lies = n == SYS_close && FAILS(kind_close);
 	int  saved_errno = errno;
-	long result = real(
-	    n, arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
+	long result = real(n, arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
 	if (lies) {
 		errno = saved_errno;
 		return -1;

@@ -36,8 +36,8 @@ static unsigned char *places[NPLACES];
 static void *
 place_alloc(unsigned manual) {
 	if (manual != 0) {
-		return mallocx(PLACE_SIZE,
-		    MALLOCX_ARENA(manual) | MALLOCX_TCACHE_NONE);
+		return mallocx(
+		    PLACE_SIZE, MALLOCX_ARENA(manual) | MALLOCX_TCACHE_NONE);
 	}
 	return strcmp(scenario_arg, "aligned") == 0
 	    ? aligned_alloc(PAGE, PLACE_SIZE)
@@ -127,8 +127,8 @@ gate_main(void *arg) {
 	waiting_t      *w = arg;
 	struct timespec until = far_future();
 	nwaiting++;
-	while (pthread_mutex_clocklock(&w->gate, CLOCK_MONOTONIC, &until)
-	    != 0) {
+	while (
+	    pthread_mutex_clocklock(&w->gate, CLOCK_MONOTONIC, &until) != 0) {
 		results->lost += missed(w);
 		until = far_future();
 	}
@@ -349,8 +349,8 @@ static void
 run_poke(void) {
 	static unsigned char image[1 << 16];
 	static table_t       t;
-	bool (*poke)(int, const void *, void *, size_t) =
-	    strcmp(scenario_arg, "vm") == 0 ? poke_vm : poke_mem;
+	bool (*poke)(int, const void *, void *,
+	    size_t) = strcmp(scenario_arg, "vm") == 0 ? poke_vm : poke_mem;
 	int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
 	for (uint64_t end = now_ns() + UINT64_C(3000000000); now_ns() < end;) {
 		churn(&t, (size_t)2 << 20);
@@ -396,8 +396,8 @@ run_dump(void) {
 	if (smaps == NULL) {
 		die("/proc/self/smaps");
 	}
-	char line[512];
-	bool  ours = false;
+	char          line[512];
+	bool          ours = false;
 	unsigned long start = 0, end = 0;
 	for (uint64_t n = nmeshes(); mesh_built() && n == 0; n = nmeshes()) {
 		churn(&held, (size_t)16 << 20);
@@ -429,6 +429,6 @@ main(int argc, char **argv) {
 	    {"poke", run_poke},
 	    {"dump", run_dump},
 	};
-	return scenario_main(argc, argv, scenarios,
-	    sizeof(scenarios) / sizeof(scenarios[0]));
+	return scenario_main(
+	    argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

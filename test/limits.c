@@ -65,10 +65,11 @@ step(const char *name) {
 	ctl_epoch();
 	uint64_t nmeshes = mesh_stat("nmeshes");
 	uint64_t nrefused = mesh_stat("nrefused");
-	printf("%s\"%s\": {\"meshes\": %llu, \"refused\": %llu, \"bad\": %llu,"
-	       " \"no_memory\": %llu, \"unborn\": %llu, \"followers\": %llu, \"mappings\": %llu,"
-	       " \"store_mappings\": %llu, \"store\": %llu, \"locked_kib\": %llu,"
-	       " \"groups\": %llu, \"off\": \"%s\"}",
+	printf(
+	    "%s\"%s\": {\"meshes\": %llu, \"refused\": %llu, \"bad\": %llu,"
+	    " \"no_memory\": %llu, \"unborn\": %llu, \"followers\": %llu, \"mappings\": %llu,"
+	    " \"store_mappings\": %llu, \"store\": %llu, \"locked_kib\": %llu,"
+	    " \"groups\": %llu, \"off\": \"%s\"}",
 	    nsteps++ > 0 ? ", " : "{", name,
 	    (unsigned long long)(nmeshes - nmeshes_before),
 	    (unsigned long long)(nrefused - nrefused_before),
@@ -125,8 +126,7 @@ maps_limit_reach(bool with_fork) {
 	size_t n = 0, max = 1 << 20;
 	void **all = outside_alloc(max * sizeof(void *));
 	while (n < max) {
-		all[n] = mmap(NULL, 4096,
-		    n % 2 == 0 ? PROT_NONE : PROT_READ,
+		all[n] = mmap(NULL, 4096, n % 2 == 0 ? PROT_NONE : PROT_READ,
 		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (all[n] == MAP_FAILED) {
 			break;
@@ -228,7 +228,8 @@ static void
 lock_some_limit(void) {
 	sparse_fill();
 	for (size_t i = 0; i < table.n; i += table.n / NLOCKED) {
-		uintptr_t page = (uintptr_t)table.objects[i].p & ~UINT64_C(4095);
+		uintptr_t page = (uintptr_t)table.objects[i].p
+		    & ~UINT64_C(4095);
 		if (mlock((void *)page, 4096) != 0) {
 			die("mlock");
 		}

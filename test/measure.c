@@ -85,7 +85,8 @@ void
 mesh_print(void) {
 	static const char *const numbers[] = {"npasses", "nmeshes", "nrefused",
 	    "time_ns", "time_max_ns", "groups", "followers", "saved",
-	    "saved_max", "withheld", "mappings", "max_maps", "store", "generation"};
+	    "saved_max", "withheld", "mappings", "max_maps", "store",
+	    "generation"};
 	if (!mesh_built()) {
 		printf("null");
 		return;
@@ -170,8 +171,8 @@ store_mappings(void) {
 
 uint64_t
 store_blocks(void) {
-	uint64_t          blocks = 0;
-	DIR              *dir = opendir("/proc/self/fd");
+	uint64_t blocks = 0;
+	DIR     *dir = opendir("/proc/self/fd");
 	if (dir == NULL) {
 		die("/proc/self/fd");
 	}

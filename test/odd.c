@@ -312,8 +312,8 @@ run_coroutines(void) {
 		getcontext(&coroutines[i]);
 		coroutines[i].uc_stack.ss_sp = stacks[i];
 		coroutines[i].uc_stack.ss_size = COROUTINE_STACK;
-		makecontext(&coroutines[i], (void (*)(void))coroutine_main, 1,
-		    (int)i);
+		makecontext(
+		    &coroutines[i], (void (*)(void))coroutine_main, 1, (int)i);
 	}
 	ctl_do("thread.tcache.flush");
 	uint64_t before = nmeshes();
@@ -336,9 +336,9 @@ run_coroutines(void) {
 
 static void
 run_command(unsigned how) {
-	static char *const  argv[] = {"true", NULL};
-	pid_t               pid;
-	volatile object_t  *o;
+	static char *const         argv[] = {"true", NULL};
+	pid_t                      pid;
+	volatile object_t         *o;
 	posix_spawn_file_actions_t actions;
 	switch (how % 5) {
 	case 0:
@@ -643,6 +643,6 @@ main(int argc, char **argv) {
 	if (argc > 2 && strcmp(argv[2], "first") == 0) {
 		files_take();
 	}
-	return scenario_main(argc, argv, scenarios,
-	    sizeof(scenarios) / sizeof(scenarios[0]));
+	return scenario_main(
+	    argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));
 }

@@ -38,8 +38,9 @@ place(size_t size) {
 	for (size_t i = 1; i < NOBJECTS; i++) {
 		again += at[i] < at[i - 1] + size;
 	}
-	printf("\"%zu\": {\"in_line\": %.3f, \"behind\": %.3f, \"first\": %zu,"
-	       " \"again\": %zu}",
+	printf(
+	    "\"%zu\": {\"in_line\": %.3f, \"behind\": %.3f, \"first\": %zu,"
+	    " \"again\": %zu}",
 	    size, (double)in_line / NOBJECTS, (double)behind / NOBJECTS, nfirst,
 	    again);
 }

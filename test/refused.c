@@ -242,8 +242,8 @@ life_run(unsigned kind, unsigned long skip, unsigned long count,
 
 /* Compares a life with one in which nothing failed. */
 static bool
-life_wrong(const life_t *normal, int status, unsigned kind,
-    unsigned long skip, unsigned long count, faults_effect_t effect) {
+life_wrong(const life_t *normal, int status, unsigned kind, unsigned long skip,
+    unsigned long count, faults_effect_t effect) {
 	const char *name = faults_kind(kind);
 	if (status == 0 && life->lived) {
 		if (life->meshes_after < MESHES_AFTER_MIN
@@ -261,7 +261,8 @@ life_wrong(const life_t *normal, int status, unsigned kind,
 			wrong("mappings are left over");
 		}
 		if (strcmp(name, "madvise-remove") != 0
-		    && life->store_blocks > normal->store_blocks + STORE_SLACK) {
+		    && life->store_blocks
+		        > normal->store_blocks + STORE_SLACK) {
 			wrong("memory is left over in the store");
 		}
 	} else if (life->error[0] == '\0') {
@@ -285,11 +286,12 @@ life_wrong(const life_t *normal, int status, unsigned kind,
 
 static void
 life_print(const life_t *l) {
-	printf("{\"lived\": %llu, \"bad\": %llu, \"error\": \"%s\","
-	       " \"checked\": %llu, \"meshes\": %llu, \"no_memory\": %llu,"
-	       " \"no_child\": %llu, \"mappings\": %llu, \"store_mappings\": %llu,"
-	       " \"store_blocks\": %llu, \"fds\": %llu, \"meshes_after\": %llu,"
-	       " \"injected\": %lu, \"off\": \"%s\", \"seen\": {",
+	printf(
+	    "{\"lived\": %llu, \"bad\": %llu, \"error\": \"%s\","
+	    " \"checked\": %llu, \"meshes\": %llu, \"no_memory\": %llu,"
+	    " \"no_child\": %llu, \"mappings\": %llu, \"store_mappings\": %llu,"
+	    " \"store_blocks\": %llu, \"fds\": %llu, \"meshes_after\": %llu,"
+	    " \"injected\": %lu, \"off\": \"%s\", \"seen\": {",
 	    (unsigned long long)l->lived, (unsigned long long)l->bad, l->error,
 	    (unsigned long long)l->checked, (unsigned long long)l->meshes,
 	    (unsigned long long)l->no_memory, (unsigned long long)l->no_child,
@@ -345,8 +347,8 @@ main(int argc, char **argv) {
 		life_print(life);
 		printf(", \"boot\": {");
 		for (unsigned i = 0; faults_kind(i) != NULL; i++) {
-			printf("%s\"%s\": %lu", i > 0 ? ", " : "", faults_kind(i),
-			    boot[i]);
+			printf("%s\"%s\": %lu", i > 0 ? ", " : "",
+			    faults_kind(i), boot[i]);
 		}
 		printf("}}\n");
 		return life->bad > 0;
@@ -374,13 +376,14 @@ main(int argc, char **argv) {
 			static const unsigned long counts_failing[] = {
 			    1, FEW, 0, 1, FEW};
 			static const faults_effect_t effects[] = {faults_plain,
-			    faults_plain, faults_plain, faults_hole, faults_hole};
+			    faults_plain, faults_plain, faults_hole,
+			    faults_hole};
 			/* Of descriptors that do not seem ours no end can come. */
 			bool     fds = strcmp(name, "fstat") == 0;
 			unsigned nways = maps ? 5 : fds ? 1 : 3;
 			for (unsigned j = 0; j < nways; j++) {
-				int status = life_run(kind, i, counts_failing[j],
-				    effects[j]);
+				int status = life_run(
+				    kind, i, counts_failing[j], effects[j]);
 				nwrong += life_wrong(&normal, status, kind, i,
 				    counts_failing[j], effects[j]);
 				nlives++;
@@ -394,9 +397,10 @@ main(int argc, char **argv) {
 	}
 	printf("{\"normal\": ");
 	life_print(&normal);
-	printf(", \"lives\": %lu, \"wrong\": %lu, \"refused\": %lu,"
-	       " \"injected\": %lu, \"no_memory\": %llu, \"no_child\": %llu,"
-	       " \"checked\": %llu}\n",
+	printf(
+	    ", \"lives\": %lu, \"wrong\": %lu, \"refused\": %lu,"
+	    " \"injected\": %lu, \"no_memory\": %llu, \"no_child\": %llu,"
+	    " \"checked\": %llu}\n",
 	    nlives, nwrong, nrefused, injected, (unsigned long long)no_memory,
 	    (unsigned long long)no_child, (unsigned long long)checked);
 	return nwrong > 0;

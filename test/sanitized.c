@@ -20,7 +20,8 @@ static uint64_t *next, *stays;
 static void
 require(bool ok, const char *what) {
 	if (!ok) {
-		fprintf(stderr, "%zu slabs of %u regions: %s\n", n, nregs, what);
+		fprintf(
+		    stderr, "%zu slabs of %u regions: %s\n", n, nregs, what);
 		exit(1);
 	}
 }
@@ -70,8 +71,8 @@ match(void) {
 
 static void
 run(size_t nleaders, unsigned min) {
-	void            *scratch = memory(mesh_run_size(nregs, n));
-	mesh_run_t      *r = mesh_run_begin(scratch, nregs, n, live, next, stays);
+	void       *scratch = memory(mesh_run_size(nregs, n));
+	mesh_run_t *r = mesh_run_begin(scratch, nregs, n, live, next, stays);
 	mesh_run_found_t found;
 	memcpy(united, live, n * nwords * sizeof(*united));
 	mesh_run_sweep(r, nleaders, min);
@@ -81,8 +82,8 @@ run(size_t nleaders, unsigned min) {
 			require(l < nleaders && f >= nleaders && f < n,
 			    "a place out of bounds");
 			require(!bit(stays, f), "it may not follow");
-			require(i == 0
-			        || (bit(next, l - 1) && bit(next, f - 1)),
+			require(
+			    i == 0 || (bit(next, l - 1) && bit(next, f - 1)),
 			    "no neighbours");
 			unite(l, f);
 		}
@@ -95,8 +96,10 @@ main(void) {
 	static const unsigned some_nregs[] = {1, 2, 8, 16, 63, 64, 100, 512};
 	static const size_t   some_n[] = {1, 2, 63, 64, 65, 513, 1500};
 	rng_t                 rng = {1};
-	for (size_t a = 0; a < sizeof(some_nregs) / sizeof(some_nregs[0]); a++) {
-		for (size_t b = 0; b < sizeof(some_n) / sizeof(some_n[0]); b++) {
+	for (size_t a = 0; a < sizeof(some_nregs) / sizeof(some_nregs[0]);
+	     a++) {
+		for (size_t b = 0; b < sizeof(some_n) / sizeof(some_n[0]);
+		     b++) {
 			nregs = some_nregs[a];
 			n = some_n[b];
 			nwords = (nregs + 63) / 64;
@@ -120,8 +123,8 @@ main(void) {
 				next[i / 64] |= (uint64_t)(i + 1 < n
 				                    && rng_below(&rng, 8) > 0)
 				    << (i % 64);
-				stays[i / 64] |= (uint64_t)(rng_below(&rng, 8)
-				                     == 0)
+				stays[i / 64] |=
+				    (uint64_t)(rng_below(&rng, 8) == 0)
 				    << (i % 64);
 			}
 			match();

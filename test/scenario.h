@@ -35,8 +35,7 @@ typedef struct {
 extern results_t *results;
 
 /* Runs the scenario that the command line names; the status of main(). */
-int scenario_main(
-    int argc, char **argv, const scenario_t *scenarios, size_t n);
+int scenario_main(int argc, char **argv, const scenario_t *scenarios, size_t n);
 
 /* The scenario's argument, "" if there is none. */
 extern const char *scenario_arg;

@@ -28,11 +28,11 @@
 #define STACK_SIZE ((size_t)14 << 10)
 #define NSTACKS ((size_t)16)
 
-static table_t      table;
-static atomic_bool  stop;
-static atomic_uint  bad;
+static table_t       table;
+static atomic_bool   stop;
+static atomic_uint   bad;
 static atomic_ullong count;
-static sem_t        ready, go;
+static sem_t         ready, go;
 /* Signals that reached the program. */
 static volatile sig_atomic_t caught;
 
@@ -310,9 +310,9 @@ static void *
 child_main(void *arg) {
 	(void)arg;
 	while (!stop) {
-		char  *sleep[] = {"sleep", "0.02", NULL};
-		int    status;
-		pid_t  pid = vfork();
+		char *sleep[] = {"sleep", "0.02", NULL};
+		int   status;
+		pid_t pid = vfork();
 		if (pid == 0) {
 			execvp(sleep[0], sleep);
 			_exit(1);
@@ -486,9 +486,9 @@ altstacks_main(void *arg) {
 	stack_t off = {.ss_flags = SS_DISABLE};
 	while (!stop) {
 		stack_t stack = {.ss_size = STACK_SIZE};
-		stack.ss_sp = stacks[rng_below(&rng, NSTACKS / NTHREADS)
-		        * NTHREADS
-		    + (size_t)(uintptr_t)arg];
+		stack.ss_sp =
+		    stacks[rng_below(&rng, NSTACKS / NTHREADS) * NTHREADS
+		        + (size_t)(uintptr_t)arg];
 		sigaltstack(&stack, NULL);
 		stack_use(rng_next(&rng));
 		sigaltstack(&off, NULL);

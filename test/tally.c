@@ -19,7 +19,8 @@ enum {
 	STAY = 8           /* one of so many */
 };
 
-__attribute__((weak)) int mallctl(const char *, void *, size_t *, void *, size_t);
+__attribute__((weak)) int mallctl(
+    const char *, void *, size_t *, void *, size_t);
 
 __attribute__((constructor)) static void
 fragment(void) {

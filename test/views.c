@@ -130,8 +130,8 @@ another_child(void) {
 		_exit(0);
 	}
 	waitpid(child, NULL, 0);
-	nanosleep(&(struct timespec){
-	              .tv_nsec = rng_size(&table.rng, 0, 60) * 1000000},
+	nanosleep(&(struct timespec){.tv_nsec = rng_size(&table.rng, 0, 60)
+	                  * 1000000},
 	    NULL);
 }
 
@@ -210,8 +210,9 @@ main(int argc, char **argv) {
 		fork_once();
 	}
 	ctl_epoch();
-	printf("{\"bad\": %llu, \"failed\": %llu, \"followers\": %llu,"
-	       " \"generations\": %u, \"mesh\": ",
+	printf(
+	    "{\"bad\": %llu, \"failed\": %llu, \"followers\": %llu,"
+	    " \"generations\": %u, \"mesh\": ",
 	    (unsigned long long)bad, (unsigned long long)failed,
 	    (unsigned long long)followers, generations());
 	mesh_print();
