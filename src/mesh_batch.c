@@ -94,8 +94,9 @@ const char *
 mesh_refusal_name(int err) {
 	switch (err) {
 	case E2BIG:
-		return "the budget of mappings is used up; raise mesh_max_maps "
-		       "and vm.max_map_count";
+		return "the budget of mappings is used up, or kept for what "
+		       "releases more; raise mesh_max_maps and "
+		       "vm.max_map_count";
 	case ENOENT:
 		return "/proc/self/maps cannot be read, and so the mappings not "
 		       "be counted; mount /proc";

@@ -15,7 +15,9 @@
  * each could release.  Where that is plenty, runs of two are good enough, and all
  * that is left is matched.  Where it is not, only the longest runs are taken at
  * first, then shorter ones until the block's share is used up; and half of the
- * slabs may lead, as emptier leaders make longer runs.
+ * slabs may lead, as emptier leaders make longer runs.  Those that release hardly
+ * more than a slab each get the first quarter of the budget only: they would keep
+ * theirs for long, and a heap that becomes sparser makes more of the rest.
  *
  * Called by mesh_pass, under the mesh lock, in slices.
  */
@@ -69,6 +71,13 @@ static const uint8_t attempt_min[] = {
  * since it began, unless it is on request.
  */
 #define OVERTAKEN_SHARE 8
+
+/*
+ * Where mappings are short, runs are poor that release less than POOR_GAIN + 1 slabs
+ * for POOR_GAIN of them, and get one of POOR_SHARE only, unless on request.
+ */
+#define POOR_SHARE 4
+#define POOR_GAIN 4
 
 /*
  * A bin in which much was left to save mappings is scanned again when so many more
@@ -440,6 +449,12 @@ block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
 	    && scan_overtaken(tsdn, scan)) {
 		scan->share = 0;
 	}
+	size_t max = mesh_splice_maps_max();
+	size_t kept = scan->purge_now ? 0 : max - max / POOR_SHARE;
+	scan->share_poor = room <= kept
+	    ? 0
+	    : (size_t)((double)scan->share * (double)(room - kept)
+	        / (double)room);
 }
 
 /*
@@ -460,6 +475,7 @@ block_sweep_begin(mesh_scan_t *scan) {
 	    scan->next, scan->stays);
 	mesh_run_sweep(scan->run, nleaders, attempt_min[scan->attempt]);
 	scan->cost = 0;
+	scan->gain = 0;
 	scan->nfound = 0;
 	scan->found_next = 0;
 	scan->lead_next = 0;
@@ -518,6 +534,7 @@ found_count(mesh_scan_t *scan, size_t i) {
 	bool beside = i > 0 && found->follower + found->n == found[-1].follower
 	    && bit_get(scan->next, found[-1].follower - 1);
 	scan->cost += beside ? 1 : MESH_MAPS_PER_SPLICE;
+	scan->gain += found->n;
 }
 
 /* The next way to sweep, or the last one again. */
@@ -550,12 +567,12 @@ block_sweep(mesh_scan_t *scan) {
 		if (!scan->scarce || scan->final) {
 			return true;
 		}
-		scan->cost += block_leads_cost(scan);
-		if (scan->cost > scan->share && !last) {
+		size_t cost = scan->cost + block_leads_cost(scan);
+		if (cost > scan->share && !last) {
 			block_sweep_again(scan, /* next */ true);
 			return false;
 		}
-		if (scan->cost < scan->share / 2 && scan->attempt > 0) {
+		if (cost < scan->share / 2 && scan->attempt > 0) {
 			block_sweep_again(scan, /* next */ false);
 			return false;
 		}
@@ -580,6 +597,7 @@ block_found_count(mesh_scan_t *scan) {
 	memset(scan->leads, 0,
 	    mesh_run_nwords(scan->block_max) * sizeof(uint64_t));
 	scan->cost = 0;
+	scan->gain = 0;
 	for (size_t i = 0; i < scan->nfound; i++) {
 		found_count(scan, i);
 	}
@@ -591,10 +609,20 @@ block_found_count(mesh_scan_t *scan) {
  */
 static void
 block_fit(mesh_scan_t *scan) {
-	while (scan->scarce && scan->nfound > 0
-	    && scan->cost + block_leads_cost(scan) > scan->share) {
-		scan->nfound -= scan->nfound / 8 + 1;
-		block_found_count(scan);
+	size_t cost = scan->cost + block_leads_cost(scan);
+	while (scan->scarce && scan->nfound > 0) {
+		if (cost <= scan->share) {
+			if (scan->share <= scan->share_poor
+			    || scan->gain * POOR_GAIN
+			        >= cost * (POOR_GAIN + 1)) {
+				break;
+			}
+			scan->share = scan->share_poor;
+		} else {
+			scan->nfound -= scan->nfound / 8 + 1;
+			block_found_count(scan);
+			cost = scan->cost + block_leads_cost(scan);
+		}
 	}
 }
 
@@ -829,6 +857,11 @@ scan_advance(tsdn_t *tsdn, mesh_scan_t *scan) {
 			        || scan_moved_much(scan, scan->nblock_moved))) {
 				block_end(scan);
 			} else {
+				/* Single slabs are poor. */
+				if (scan->scarce
+				    && scan->share > scan->share_poor) {
+					scan->share = scan->share_poor;
+				}
 				scan_look_begin(scan, mesh_scan_look_again);
 			}
 		}

@@ -71,10 +71,14 @@ struct mesh_scan_s {
 	/* Slabs that shall lead; the next one to look at. */
 	uint64_t *leads;
 	size_t    lead_next;
-	/* The way to sweep, and whether it is settled; mappings that it costs. */
+	/*
+	 * The way to sweep, and whether it is settled; mappings that it costs, and
+	 * slabs that it releases.
+	 */
 	unsigned attempt;
 	bool     final;
 	size_t   cost;
+	size_t   gain;
 	/* The matching, and the group that is to be carried out next. */
 	mesh_match_t *match;
 	size_t        group;
@@ -89,10 +93,11 @@ struct mesh_scan_s {
 
 	/*
 	 * Bytes that could be released in all bins; mappings that the block may
-	 * add; and whether those are short.
+	 * add, and that it may if its runs are poor; and whether those are short.
 	 */
 	size_t demand;
 	size_t share;
+	size_t share_poor;
 	bool   scarce;
 	/* Much could be released; much more will be, as the bin is in flux. */
 	bool urgent;

@@ -80,6 +80,19 @@ def test_limit_of_mappings(program):
     assert steps["meshed"]["mappings"] <= 1000
 
 
+def test_mappings_are_kept_for_better(program):
+    """A heap that is half full leaves most of few mappings to what it becomes later;
+    the control takes all at once, on request, and has little to release with then."""
+    conf = "abort_conf:true,mesh:true,mesh_max_maps:2000"
+    kept, control = (program("stages").run(*args, conf=conf).json
+                     for args in ((), ("-p",)))
+    assert kept["bad"] == control["bad"] == 0
+    assert 0 < kept["half"]["followers"] and kept["half"]["withheld"] > 0
+    assert kept["half"]["mappings"] < 700 < 1800 < control["half"]["mappings"]
+    assert kept["tenth"]["mappings"] > 1800
+    assert kept["tenth"]["saved"] > 1.5 * control["tenth"]["saved"]
+
+
 @pytest.mark.parametrize("lib", ["release", "debug"])
 def test_freeing_without_mappings(program, lib):
     """Slabs part even when the program has used up vm.max_map_count."""
