@@ -13,8 +13,9 @@
 
 #define NOBJECTS 262144
 #define SIZE 256
-/* At rest: nothing has come for so long; and how long that may take. */
-#define REST_S 2
+/* At rest: nothing comes for so long, after something has or so long. */
+#define REST_S 3
+#define BEGIN_S 20
 #define REST_MAX_S 60
 
 static const char usage[] =
@@ -24,25 +25,29 @@ static const char usage[] =
 static table_t table;
 
 static void
-await_rest(void) {
-	uint64_t before = UINT64_MAX;
-	for (unsigned s = 0, still = 0; s < REST_MAX_S && still < REST_S; s++) {
+await_rest(uint64_t before) {
+	uint64_t last = before;
+	for (unsigned s = 0, still = 0; s < REST_MAX_S
+	     && (still < REST_S || (last == before && s < BEGIN_S));
+	     s++) {
 		sleep(1);
 		ctl_epoch();
 		uint64_t now = mesh_stat("nmeshes");
-		still = now == before ? still + 1 : 0;
-		before = now;
+		still = now == last ? still + 1 : 0;
+		last = now;
 	}
 }
 
 static uint64_t
 stage(const char *name, double live, bool with_pass) {
+	ctl_epoch();
+	uint64_t before = mesh_stat("nmeshes");
 	uint64_t bad = table_thin(&table, live, thin_random);
 	ctl_do("thread.tcache.flush");
 	if (with_pass) {
 		mesh_pass();
 	}
-	await_rest();
+	await_rest(before);
 	printf("\"%s\": ", name);
 	mesh_print();
 	printf(", ");
