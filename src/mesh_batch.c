@@ -614,15 +614,13 @@ batch_lower(batch_t *batch, size_t size) {
 
 /*
  * Raise, copy, splice, lower.  No lock but the mesh lock is held; all slabs of
- * the batch are.  Returns the reason why some of it was not to be had, or NULL;
- * *busy says whether the barrier could not be begun.
+ * the batch are.  Returns the reason why some of it was not to be had, or NULL.
  */
 static const char *
-batch_splice(const mesh_site_t *site, batch_t *batch, bool *busy) {
+batch_splice(const mesh_site_t *site, batch_t *batch) {
 	size_t      size = site_size(site);
 	const char *why = mesh_barrier_begin();
-	*busy = (why != NULL);
-	if (*busy) {
+	if (why != NULL) {
 		return why;
 	}
 	batch_raise(batch, size, &why);
@@ -757,7 +755,7 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 			why = mesh_refusal_name(get_errno());
 		} else {
 			size_t before = mesh_splice_maps();
-			why = batch_splice(site, batch, &result.busy);
+			why = batch_splice(site, batch);
 			result.nmaps = mesh_splice_maps() - before;
 		}
 		batch_punch(site, batch);

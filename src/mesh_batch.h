@@ -35,8 +35,6 @@ struct mesh_batch_result_s {
 	 */
 	unsigned    nrefused;
 	const char *why;
-	/* Threads could not be stopped, which may be otherwise soon. */
-	bool busy;
 };
 
 /*

@@ -19,6 +19,7 @@
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_stop.h"
 #include "jemalloc/internal/mesh_tidy.h"
 #include "jemalloc/internal/mesh_view.h"
 
@@ -508,7 +509,8 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 				scan.refused = true;
 			}
 		} while (!pass_scan_step(tsdn, &scan, SLICE_NS_MAX));
-		again = scan.refused && scan.busy && *busy_ms > 0;
+		again = scan.refused && scan.why == mesh_stop_blocked
+		    && *busy_ms > 0;
 		if (again) {
 			(*busy_ms)--;
 			pass_sleep_ms(tsdn);

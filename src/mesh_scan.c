@@ -195,7 +195,6 @@ scan_batched(mesh_scan_t *scan, const mesh_batch_result_t *result) {
 	if (result->why != NULL) {
 		scan->why = result->why;
 		scan->nrefused += result->nrefused;
-		scan->busy = result->busy;
 		/* Some memory that is locked is no reason to stop. */
 		scan->refused = result->nmoved == 0
 		    && result->why != mesh_refused_locked;

@@ -110,14 +110,10 @@ struct mesh_scan_s {
 	size_t nmoved;
 	/* Bytes that are left because mappings are short. */
 	size_t withheld;
-	/*
-	 * Why something was refused; whether that was all, so that it ends; and
-	 * whether only a thread may have been in the way.
-	 */
+	/* Why something was refused; whether that was all, so that it ends. */
 	const char *why;
 	unsigned    nrefused;
 	bool        refused;
-	bool        busy;
 };
 
 /*

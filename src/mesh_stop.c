@@ -113,7 +113,7 @@ static const char stop_no_tasks[] = TASKS " cannot be read";
 static const char stop_no_signal[] =
     "the program uses all signals that could stop its threads, SIGURG and "
     "SIGWINCH";
-static const char stop_blocked[] =
+const char mesh_stop_blocked[] =
     "a thread blocks the signal that stops it, SIGURG or SIGWINCH";
 
 /******************************************************************************/
@@ -391,7 +391,7 @@ thread_check(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	    && (signal_in(malloc_strtoumax(text, NULL, 10))
 	        || (state == 'S' && thread_awaits(tasks, tid)))) {
 		thread->checked_ns = 0;
-		return stop_blocked;
+		return mesh_stop_blocked;
 	}
 	return NULL;
 }

@@ -17,6 +17,8 @@ const char *mesh_stop_boot(void);
  */
 const char *mesh_stop_world(void);
 void        mesh_stop_resume(void);
+/* The one of those reasons that is often gone soon: threads begin that way. */
+extern const char mesh_stop_blocked[];
 
 /*
  * Whether the world stands on a stack in this range: its owner may write there
