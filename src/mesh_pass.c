@@ -449,9 +449,9 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }
 
-/* Without the mesh lock, which is held before and after. */
+/* For a millisecond, without the mesh lock, which is held before and after. */
 static void
-pass_sleep_ms(tsdn_t *tsdn) {
+pass_sleep(tsdn_t *tsdn) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 1000000}, NULL);
 	malloc_mutex_lock(tsdn, &mesh_mtx);
@@ -467,7 +467,7 @@ pass_yield(tsdn_t *tsdn) {
 	malloc_mutex_lock(tsdn, &mesh_mtx);
 	unsigned ms = 0;
 	while (mesh_fork_pending(tsdn, /* hurry */ true)) {
-		pass_sleep_ms(tsdn);
+		pass_sleep(tsdn);
 		if (++ms == FORK_WAIT_MS) {
 			return true;
 		}
@@ -503,7 +503,7 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 		    || pass_scan_begin(tsdn, &scan, arena, binind, binshard)) {
 			return;
 		}
-		scan.purge_now = true;
+		scan.on_request = true;
 		do {
 			if (pass_yield(tsdn)) {
 				scan.refused = true;
@@ -513,7 +513,7 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 		    && *busy_ms > 0;
 		if (again) {
 			(*busy_ms)--;
-			pass_sleep_ms(tsdn);
+			pass_sleep(tsdn);
 		}
 	} while (again || (scan.nmoved > 0 && ++round < FULL_PASS_ROUNDS));
 }

@@ -444,12 +444,12 @@ block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
 	if (scan->scarce && scan->flux) {
 		/* The next scan will have better use for most. */
 		scan->share /= 8;
-	} else if (scan->scarce && !scan->purge_now
+	} else if (scan->scarce && !scan->on_request
 	    && scan_overtaken(tsdn, scan)) {
 		scan->share = 0;
 	}
 	size_t max = mesh_splice_maps_max();
-	size_t kept = scan->purge_now ? 0 : max - max / POOR_SHARE;
+	size_t kept = scan->on_request ? 0 : max - max / POOR_SHARE;
 	scan->share_poor = room <= kept
 	    ? 0
 	    : (size_t)((double)scan->share * (double)(room - kept)
@@ -608,8 +608,11 @@ block_found_count(mesh_scan_t *scan) {
  */
 static void
 block_fit(mesh_scan_t *scan) {
+	if (!scan->scarce) {
+		return;
+	}
 	size_t cost = scan->cost + block_leads_cost(scan);
-	while (scan->scarce && scan->nfound > 0) {
+	while (scan->nfound > 0) {
 		if (cost <= scan->share) {
 			if (scan->share <= scan->share_poor
 			    || scan->gain * POOR_GAIN
@@ -715,7 +718,7 @@ block_purge(tsdn_t *tsdn, mesh_scan_t *scan) {
 		return true;
 	}
 	scan->purge_later |= mesh_purge_slab(tsdn, &scan->site,
-	    scan->slabs[scan->purge_next++], scan->purge_now);
+	    scan->slabs[scan->purge_next++], scan->on_request);
 	return false;
 }
 

@@ -84,11 +84,11 @@ struct mesh_scan_s {
 	size_t        group;
 
 	/*
-	 * The slab to purge next; whether to purge at once, on request, and
-	 * whether there is some left to purge later.
+	 * The slab to purge next; whether the scan is on request, which purges at
+	 * once and keeps nothing for later; whether there is some left to purge.
 	 */
 	size_t purge_next;
-	bool   purge_now;
+	bool   on_request;
 	bool   purge_later;
 
 	/*

@@ -767,7 +767,7 @@ viewer_answer(void) {
  * processors are busy (sched_setattr(2), Linux 6.12; without, it is slower).
  */
 static void
-viewer_hurry(void) {
+viewer_take_short_turns(void) {
 	struct {
 		uint32_t size, policy;
 		uint64_t flags;
@@ -785,7 +785,7 @@ viewer_hurry(void) {
 static void *
 viewer_main(void *arg) {
 	(void)arg;
-	viewer_hurry();
+	viewer_take_short_turns();
 	viewer_store = -1;
 	viewer_uffd = -1;
 	if (syscall(SYS_close_range, 0U, ~0U, CLOSE_RANGE_UNSHARE) != 0

@@ -3,6 +3,7 @@
 jemalloc's own files are looked at by UndefinedBehaviorSanitizer only.
 """
 
+import functools
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +103,15 @@ def sanitized(name, program, flags, *options, program_flags=()):
     return Program(tree / program)
 
 
-TRAPS = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-O2", "-g"]
+@functools.cache
+def trapping(program):
+    """A test program and a jemalloc that ends it at undefined behaviour."""
+    traps = sanitized("ubsan", program, [
+        "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-O2", "-g"])
+    code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", traps.path],
+                          capture_output=True, text=True, check=True).stdout
+    assert code.count("ud2") > 1000
+    return traps
 
 
 @pytest.mark.parametrize("program, args", [
@@ -110,11 +119,7 @@ TRAPS = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-O2", "-
 @pytest.mark.parametrize("barrier", ["auto", "signal"])
 def test_no_undefined_behaviour(program, args, barrier):
     """Where it came to that, or to an overflow, the library would end by SIGILL."""
-    traps = sanitized("ubsan", program, TRAPS)
-    code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", traps.path],
-                          capture_output=True, text=True, check=True).stdout
-    assert code.count("ud2") > 1000
-    run = traps.run(*args, timeout=300, conf="abort_conf:true,mesh:true,"
+    run = trapping(program).run(*args, timeout=300, conf="abort_conf:true,mesh:true,"
                     f"mesh_period_ms:0,narenas:2,mesh_barrier:{barrier}")
     assert run.returncode == 0 and run.json["bad"] == 0, run
     assert run.json["mesh"]["nmeshes"] > 1000, run
