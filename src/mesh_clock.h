@@ -3,6 +3,7 @@
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 
+#include <sys/syscall.h>
 #include <time.h>
 
 /* jemalloc's own clock ticks in milliseconds, too coarse for meshing. */
@@ -11,6 +12,13 @@ now_ns(void) {
 	struct timespec ts;
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
+}
+
+/* Made by number: libc's function is a cancellation point, malloc() is none. */
+static inline void
+sleep_ms(unsigned ms) {
+	struct timespec ts = {.tv_nsec = ms * 1000000L};
+	syscall(SYS_nanosleep, &ts, NULL);
 }
 
 #endif /* JEMALLOC_INTERNAL_MESH_CLOCK_H */

@@ -453,7 +453,7 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 static void
 pass_sleep(tsdn_t *tsdn) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
-	syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 1000000}, NULL);
+	sleep_ms(1);
 	malloc_mutex_lock(tsdn, &mesh_mtx);
 }
 

@@ -15,14 +15,14 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 
 #include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_clock.h"
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 
 /* How often, and how far apart, to map again what the kernel has lost. */
 #define MESH_RANGE_TRIES 1000
-#define MESH_RANGE_WAIT_NS 10000000
+#define MESH_RANGE_WAIT_MS 10
 
 /* What errno is set to if a range must not be used because it is locked. */
 #define MESH_ELOCKED ENOLCK
@@ -54,9 +54,8 @@ mesh_range_hole(void *addr, size_t size) {
  */
 static inline bool
 mesh_range_try_again(void *addr, size_t size, unsigned *tries) {
-	const struct timespec wait = {.tv_nsec = MESH_RANGE_WAIT_NS};
-	int                   err = get_errno();
-	bool                  hole = mesh_range_hole(addr, size);
+	int  err = get_errno();
+	bool hole = mesh_range_hole(addr, size);
 	set_errno(err);
 	if (!hole && *tries == 0) {
 		return false;
@@ -68,7 +67,7 @@ mesh_range_try_again(void *addr, size_t size, unsigned *tries) {
 		abort();
 	}
 	if ((*tries)++ > 0) {
-		syscall(SYS_nanosleep, &wait, NULL);
+		sleep_ms(MESH_RANGE_WAIT_MS);
 	}
 	return true;
 }

@@ -77,8 +77,9 @@
 #define STEP_PLACES 64
 /* How long children may keep ranges protected. */
 #define LEASE_NS UINT64_C(60000000000)
-/* Each may take as long as the barrier waits for threads, milliseconds. */
+/* How often to try to copy, and milliseconds in between, if threads are busy. */
 #define COPY_TRIES 100
+#define COPY_WAIT_MS 10
 /* Ranges copied behind one barrier, for a millisecond. */
 #define COPY_RANGES 256
 /* What the kernel gives at least. */
@@ -638,8 +639,7 @@ viewer_fault(uintptr_t addr) {
 		 * The kernel is out of memory for the moment; it needs no mapping
 		 * more than it has.
 		 */
-		nanosleep(
-		    &(struct timespec){.tv_nsec = STEP_MS * 1000000}, NULL);
+		sleep_ms(STEP_MS);
 	}
 }
 
@@ -900,8 +900,13 @@ ranges_copy(void) {
 				next++;
 			}
 		}
-		/* Threads that do not answer now may do so in a while. */
-		tries = next > begin ? 0 : tries + 1;
+		if (next > begin) {
+			tries = 0;
+		} else {
+			/* A thread that begins blocks all signals for a moment. */
+			tries++;
+			sleep_ms(COPY_WAIT_MS);
+		}
 		begin = next;
 	}
 }
