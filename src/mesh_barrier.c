@@ -8,8 +8,11 @@
  * the new mapping.  A descriptor restricted to faults from user mode will not do,
  * as system calls would fail with EFAULT instead of waiting.
  *
- * A range is registered for as long as it is protected and no longer, since
- * registration keeps the kernel from merging the mapping with its neighbours.
+ * A private range is registered for as long as it is protected and no longer,
+ * since registration keeps the kernel from merging the mapping with its neighbours.
+ * A spliced one stays registered if there can be a viewer (mesh_view.c): then the kernel maps
+ * its pages read-only until they are written, and at a fork only pages that have
+ * been written cost an interruption of all processors.
  *
  * Where the process may not use that, all other threads are stopped for the time
  * of a batch (mesh_stop.c).
@@ -98,16 +101,6 @@ uffd_handshake(int fd) {
 	return ioctl(fd, UFFDIO_API, &api) != 0;
 }
 
-int
-mesh_barrier_uffd(void) {
-	int fd = uffd_create();
-	if (fd != -1 && uffd_handshake(fd)) {
-		malloc_close(fd);
-		return -1;
-	}
-	return fd;
-}
-
 /* Returns the reason why it cannot be used, or NULL. */
 static const char *
 uffd_boot(void) {
@@ -171,8 +164,17 @@ mesh_barrier_open(void) {
 	if (barrier != mesh_barrier_userfaultfd || mesh_fd_valid(&barrier_fd)) {
 		return false;
 	}
-	int fd = mesh_barrier_uffd();
+	int fd = uffd_create();
+	if (fd != -1 && uffd_handshake(fd)) {
+		malloc_close(fd);
+		return true;
+	}
 	return fd == -1 || mesh_fd_set(&barrier_fd, fd);
+}
+
+const mesh_fd_t *
+mesh_barrier_fd(void) {
+	return &barrier_fd;
 }
 
 /*
@@ -229,6 +231,13 @@ uffd_unregister(struct uffdio_range *range) {
 	set_errno(err);
 }
 
+static bool
+uffd_register(uintptr_t addr, size_t size) {
+	struct uffdio_register reg = {.range = {.start = addr, .len = size},
+	    .mode = UFFDIO_REGISTER_MODE_WP};
+	return ioctl(barrier_fd.fd, UFFDIO_REGISTER, &reg) != 0;
+}
+
 bool
 mesh_barrier_raise(void *addr, size_t size) {
 	if (barrier != mesh_barrier_userfaultfd) {
@@ -239,24 +248,22 @@ mesh_barrier_raise(void *addr, size_t size) {
 		}
 		return busy;
 	}
-	struct uffdio_register reg = {
-	    .range = {.start = (uintptr_t)addr, .len = size},
-	    .mode = UFFDIO_REGISTER_MODE_WP};
+	struct uffdio_range range = {.start = (uintptr_t)addr, .len = size};
 	if (!barrier_covers_unpopulated
 	    && madvise(addr, size, MADV_POPULATE_READ) != 0) {
 		return true;
 	}
-	if (ioctl(barrier_fd.fd, UFFDIO_REGISTER, &reg) != 0) {
+	if (uffd_register(range.start, size)) {
 		int err = get_errno();
 		/* Of several mappings the first ones may be registered. */
-		(void)ioctl(barrier_fd.fd, UFFDIO_UNREGISTER, &reg.range);
+		(void)ioctl(barrier_fd.fd, UFFDIO_UNREGISTER, &range);
 		set_errno(err);
 		return true;
 	}
 	struct uffdio_writeprotect wp = {
-	    .range = reg.range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+	    .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
 	if (ioctl(barrier_fd.fd, UFFDIO_WRITEPROTECT, &wp) != 0) {
-		uffd_unregister(&reg.range);
+		uffd_unregister(&range);
 		return true;
 	}
 	return false;
@@ -269,6 +276,10 @@ mesh_barrier_lower(void *addr, size_t size, bool spliced) {
 	}
 	struct uffdio_range range = {.start = (uintptr_t)addr, .len = size};
 	if (spliced) {
+		if (have_background_thread && background_thread_enabled()) {
+			/* If refused, a fork takes longer. */
+			(void)uffd_register(range.start, size);
+		}
 		/* The splice itself wakes nobody. */
 		(void)uffd_insist(UFFDIO_WAKE, &range);
 	} else {

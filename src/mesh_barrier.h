@@ -3,6 +3,7 @@
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/mesh.h"
+#include "jemalloc/internal/mesh_fd.h"
 
 /*
  * Settles which barrier this process may use.  Returns the reason why none can
@@ -15,15 +16,12 @@ mesh_barrier_t mesh_barrier_get(void);
 const char    *mesh_barrier_reason(void);
 
 /*
- * A userfaultfd that can write-protect, not blocking, or -1.
- */
-int mesh_barrier_uffd(void);
-
-/*
  * Makes ready to raise the barrier.  The mesh lock is held, the barrier is down.
- * Returns true if the kernel refused.
+ * Returns true if the kernel refused.  Only mesh_view_barrier_open() calls it.
  */
 bool mesh_barrier_open(void);
+/* The userfaultfd, not blocking, which the program may have closed. */
+const mesh_fd_t *mesh_barrier_fd(void);
 
 /*
  * Begins a batch of ranges from which writers are kept away, after

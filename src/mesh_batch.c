@@ -38,6 +38,7 @@
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_view.h"
 
 /* Most bytes that follow at once: a writer may wait for all of it. */
 #define PAIRS_SIZE_MAX (ZU(1) << 18)
@@ -750,7 +751,7 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 	const char         *stuck = NULL;
 	if (batch->nmoves > batch->nleads || batch->alone) {
 		if (!mesh_splice_room(batch_nspans(batch, site_size(site)))
-		    || mesh_barrier_open()
+		    || mesh_view_barrier_open()
 		    || batch_prepare(tsdn, batch, site_size(site), &stuck)) {
 			why = mesh_refusal_name(get_errno());
 		} else {

@@ -6,9 +6,9 @@
  * on it writes to pages of its own.  A child maps its views as the first thing it
  * does.  The parent would have to do the same before the fork, but that takes
  * microseconds a range, so its ranges stay shared and are write-protected by
- * userfaultfd(2) instead, many in one call.  A thread of ours, the viewer, waits
- * for the first write to each, and makes the range private before it lets the
- * writer on.  So no write of the parent reaches the child.
+ * userfaultfd(2) instead.  A thread of ours, the viewer, waits for the first write
+ * to each, and makes the range private before it lets the writer on.  So no write
+ * of the parent reaches the child.
  *
  * Mostly the child ends before much is written.  Then the protection is lifted,
  * and the ranges go on as before the fork.  The viewer sees that by a page that
@@ -29,8 +29,12 @@
  * A state is written after what it says was done, and a writer is let on after
  * that: whatever a child finds in its copy of the table, it has lost nothing.
  *
- * The viewer has a table of descriptors of its own: if the program could close
- * its userfaultfd, the protection would be gone.  It takes no lock but view_mtx
+ * The userfaultfd is the barrier's, so that ranges which the barrier has left
+ * registered need not be registered again.  The viewer has it in a table of
+ * descriptors of its own: if the program could close it, the protection would be
+ * gone.  A range cannot be registered with two of them, and whoever protects a
+ * range that is registered with another one does not learn of its faults: so the
+ * viewer ends before there is a new one.  It takes no lock but view_mtx
  * and touches no heap page, since whoever waits for it may hold any other.  Where
  * there is no viewer - no background threads, no userfaultfd - all ranges are
  * made private before the fork.
@@ -46,6 +50,7 @@
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
@@ -69,8 +74,6 @@
 #	define CLOSE_RANGE_UNSHARE (1U << 1)
 #endif
 
-/* A gap so wide between two ranges is protected with them: a call costs more. */
-#define GAP_MAX (ZU(16) << LG_PAGE)
 /* Ranges of one step, which keeps page faults of the program waiting. */
 #define STEP_RANGES 64
 /* Places of one step; each costs some microseconds. */
@@ -98,9 +101,7 @@ struct range_s {
 	uintptr_t leader;
 	uint32_t  size;
 	/* A range_state_t. */
-	uint16_t state;
-	/* Protected in one call with the range before it. */
-	bool joined;
+	uint32_t state;
 };
 
 /* Where in the store a leader was. */
@@ -124,9 +125,18 @@ typedef enum {
 	viewer_asked_nothing,
 	viewer_asked_to_protect,
 	viewer_asked_to_lift,
+	viewer_asked_to_end,
 	viewer_done,
 	viewer_failed
 } viewer_request_t;
+
+typedef enum {
+	viewer_absent,
+	viewer_beginning,
+	viewer_present,
+	/* There will never be one: the kernel lacks what it needs. */
+	viewer_impossible
+} viewer_life_t;
 
 static malloc_mutex_t view_mtx;
 /* The table: the half of a mapping that sorting left it in. */
@@ -153,11 +163,12 @@ static atomic_b_t view_hurry;
 static volatile char *view_sentinel;
 
 /* The viewer; what is not atomic only it uses. */
-static atomic_b_t   viewer_started;
-static atomic_u32_t viewer_ready;
+/* A viewer_life_t. */
+static atomic_u32_t viewer_life;
 /* A viewer_request_t. */
 static atomic_u32_t viewer_request;
-static int          viewer_uffd;
+/* Set before it begins. */
+static mesh_fd_t    viewer_barrier;
 static int          viewer_pagemap;
 static int          viewer_store;
 static uint64_t     viewer_lease_end;
@@ -436,7 +447,7 @@ mesh_view_left_punch(tsdn_t *tsdn) {
 
 static void
 uffd_wake(struct uffdio_range *range) {
-	(void)ioctl(viewer_uffd, UFFDIO_WAKE, range);
+	(void)ioctl(viewer_barrier.fd, UFFDIO_WAKE, range);
 }
 
 static bool
@@ -444,7 +455,7 @@ uffd_protect(uintptr_t start, uintptr_t end, bool protect) {
 	struct uffdio_writeprotect wp = {
 	    .range = {.start = start, .len = end - start},
 	    .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
-	return ioctl(viewer_uffd, UFFDIO_WRITEPROTECT, &wp) != 0;
+	return ioctl(viewer_barrier.fd, UFFDIO_WRITEPROTECT, &wp) != 0;
 }
 
 static bool
@@ -452,59 +463,41 @@ uffd_register(uintptr_t start, uintptr_t end) {
 	struct uffdio_register reg = {
 	    .range = {.start = start, .len = end - start},
 	    .mode = UFFDIO_REGISTER_MODE_WP};
-	return ioctl(viewer_uffd, UFFDIO_REGISTER, &reg) != 0;
+	return ioctl(viewer_barrier.fd, UFFDIO_REGISTER, &reg) != 0;
 }
 
-/* Lifts the protection, too, but wakes nobody by itself. */
-static bool
-uffd_unregister(uintptr_t start, uintptr_t end) {
-	struct uffdio_range range = {.start = start, .len = end - start};
-	bool err = ioctl(viewer_uffd, UFFDIO_UNREGISTER, &range) != 0;
-	uffd_wake(&range);
-	return err;
-}
-
-/* Not a page of ours may stay protected: nobody will let its writers on. */
+/* Ends the protection and lets writers on. */
 static void
-gap_unregister(uintptr_t start, uintptr_t end) {
-	for (; start < end; start += PAGE) {
-		(void)uffd_unregister(start, start + PAGE);
+uffd_lift(uintptr_t start, uintptr_t end) {
+	if (uffd_protect(start, end, false)) {
+		struct uffdio_range range = {
+		    .start = start, .len = end - start};
+		(void)ioctl(viewer_barrier.fd, UFFDIO_UNREGISTER, &range);
+		uffd_wake(&range);
 	}
 }
 
-/* Whether all of a gap is jemalloc's.  All arenas are locked. */
-static bool
-gap_is_ours(uintptr_t start, uintptr_t end) {
-	while (start < end) {
-		emap_full_alloc_ctx_t ctx;
-		if (emap_full_alloc_ctx_try_lookup(
-		        TSDN_NULL, &arena_emap_global, (void *)start, &ctx)
-		    || ctx.edata == NULL
-		    || (uintptr_t)edata_base_get(ctx.edata) != start) {
-			return false;
-		}
-		start += edata_size_get(ctx.edata);
+/* The end of the shared ranges that lie side by side from i on, before stop. */
+static size_t
+ranges_shared_end(size_t i, size_t stop) {
+	size_t end = i + 1;
+	while (end < stop && view_ranges[end].state == range_shared
+	    && view_ranges[end].addr == range_end(&view_ranges[end - 1])) {
+		end++;
 	}
-	return start == end;
+	return end;
 }
 
-/* Protects the table, ranges near each other in one call. */
+/* Protects the table; most ranges have been registered before. */
 static bool
 viewer_protect(void) {
 	for (size_t i = 0, next; i < view_nranges; i = next) {
+		next = ranges_shared_end(i, view_nranges);
 		uintptr_t start = view_ranges[i].addr;
-		uintptr_t end = range_end(&view_ranges[i]);
-		for (next = i + 1; next < view_nranges; next++) {
-			range_t *range = &view_ranges[next];
-			if (range->addr - end > GAP_MAX
-			    || !gap_is_ours(end, range->addr)) {
-				break;
-			}
-			range->joined = true;
-			end = range_end(range);
-		}
-		if (uffd_register(start, end)
-		    || uffd_protect(start, end, true)) {
+		uintptr_t end = range_end(&view_ranges[next - 1]);
+		if (uffd_protect(start, end, true)
+		    && (uffd_register(start, end)
+		        || uffd_protect(start, end, true))) {
 			return true;
 		}
 	}
@@ -536,30 +529,18 @@ viewer_left_step(void) {
 static bool
 viewer_lift_step(void) {
 	malloc_mutex_lock(TSDN_NULL, &view_mtx);
-	size_t i = viewer_next;
-	size_t stop = i + STEP_RANGES < view_nranges ? i + STEP_RANGES
-	                                             : view_nranges;
-	viewer_next = stop;
-	while (i < stop) {
-		/* With the gap before it, if it was protected, too. */
-		uintptr_t start = view_ranges[i].joined
-		    ? range_end(&view_ranges[i - 1])
-		    : view_ranges[i].addr;
-		size_t    last = i;
-		while (last + 1 < stop && view_ranges[last + 1].joined) {
-			last++;
+	size_t stop = viewer_next + STEP_RANGES < view_nranges
+	    ? viewer_next + STEP_RANGES
+	    : view_nranges;
+	for (size_t i = viewer_next, next; i < stop; i = next) {
+		next = i + 1;
+		if (view_ranges[i].state == range_shared) {
+			next = ranges_shared_end(i, stop);
+			uffd_lift(view_ranges[i].addr,
+			    range_end(&view_ranges[next - 1]));
 		}
-		if (uffd_unregister(start, range_end(&view_ranges[last]))) {
-			/* Somebody else's memory is in a gap by now. */
-			for (; i <= last; i++) {
-				gap_unregister(start, view_ranges[i].addr);
-				start = range_end(&view_ranges[i]);
-				(void)uffd_unregister(
-				    view_ranges[i].addr, start);
-			}
-		}
-		i = last + 1;
 	}
+	viewer_next = stop;
 	bool done = (stop == view_nranges);
 	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 	return done;
@@ -577,9 +558,17 @@ viewer_store_open(void) {
 	return !mesh_fd_valid(&reopened);
 }
 
-/* An old generation must not live on by our descriptor of it. */
+/*
+ * When nothing is protected any more.  An old generation must not live on by our
+ * descriptor of it.
+ */
 static void
-viewer_end(view_state_t state) {
+viewer_disarm(view_state_t state) {
+	/* Who waited for a range that was made private, or given back. */
+	struct uffdio_range all = {.start = view_ranges[0].addr,
+	    .len = range_end(&view_ranges[view_nranges - 1])
+	        - view_ranges[0].addr};
+	uffd_wake(&all);
 	malloc_close(viewer_store);
 	viewer_store = -1;
 	state_set(state);
@@ -591,31 +580,28 @@ viewer_arm(void) {
 		viewer_next = 0;
 		while (!viewer_lift_step()) {
 		}
-		viewer_end(view_idle);
+		viewer_disarm(view_idle);
 		return true;
 	}
 	/* What an older child may have of it is another page from here on. */
 	(*view_sentinel)++;
 	atomic_store_b(&view_hurry, false, ATOMIC_RELAXED);
 	viewer_lease_end = now_ns() + LEASE_NS;
-	/* Gaps have been protected in passing only. */
-	viewer_next = 1;
 	return false;
 }
 
-/* After the fork: lets writers to gaps on, some at a time. */
 static void
-viewer_gaps_step(void) {
-	for (unsigned n = 0; viewer_next < view_nranges && n < STEP_RANGES;
-	     viewer_next++) {
-		uintptr_t start = range_end(&view_ranges[viewer_next - 1]);
-		if (view_ranges[viewer_next].joined
-		    && start < view_ranges[viewer_next].addr) {
-			(void)uffd_protect(
-			    start, view_ranges[viewer_next].addr, false);
-			n++;
-		}
-	}
+viewer_live(viewer_life_t life) {
+	atomic_store_u32(&viewer_life, life, ATOMIC_RELEASE);
+	futex_wake(&viewer_life);
+}
+
+/* With the descriptor all that is registered goes. */
+static void
+viewer_end(viewer_life_t life) {
+	malloc_close(viewer_pagemap);
+	malloc_close(viewer_barrier.fd);
+	viewer_live(life);
 }
 
 /* Somebody waits to write to addr. */
@@ -630,7 +616,7 @@ viewer_fault(uintptr_t addr) {
 		malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 		if (!err) {
 			if (range == NULL) {
-				(void)uffd_protect(addr, addr + PAGE, false);
+				uffd_lift(addr, addr + PAGE);
 			}
 			uffd_wake(&run);
 			return;
@@ -645,12 +631,12 @@ viewer_fault(uintptr_t addr) {
 
 static void
 viewer_faults(int timeout_ms) {
-	struct pollfd   pollfd = {.fd = viewer_uffd, .events = POLLIN};
+	struct pollfd   pollfd = {.fd = viewer_barrier.fd, .events = POLLIN};
 	struct uffd_msg msgs[16];
 	if (poll(&pollfd, 1, timeout_ms) <= 0) {
 		return;
 	}
-	ssize_t n = read(viewer_uffd, msgs, sizeof(msgs));
+	ssize_t n = read(viewer_barrier.fd, msgs, sizeof(msgs));
 	for (ssize_t i = 0; i < n / (ssize_t)sizeof(msgs[0]); i++) {
 		if (msgs[i].event == UFFD_EVENT_PAGEFAULT) {
 			viewer_fault((uintptr_t)msgs[i].arg.pagefault.address
@@ -712,17 +698,15 @@ viewer_step(view_state_t state) {
 	bool hurry = atomic_load_b(&view_hurry, ATOMIC_RELAXED);
 	switch (state) {
 	case view_armed:
-		viewer_faults(
-		    hurry || viewer_next < view_nranges ? STEP_MS : LOOK_MS);
+		viewer_faults(hurry ? STEP_MS : LOOK_MS);
 		if (!atomic_load_b(&view_forking, ATOMIC_RELAXED)) {
-			viewer_gaps_step();
 			viewer_look();
 		}
 		break;
 	case view_lifting:
 		viewer_faults(hurry ? 0 : STEP_MS);
 		if (viewer_lift_step() && viewer_left_step()) {
-			viewer_end(view_thawed);
+			viewer_disarm(view_thawed);
 		}
 		break;
 	default:
@@ -732,14 +716,15 @@ viewer_step(view_state_t state) {
 			while (!viewer_lift_step()) {
 				viewer_faults(hurry ? 0 : STEP_MS);
 			}
-			viewer_end(view_settled);
+			viewer_disarm(view_settled);
 		}
 	}
 }
 
-static void
+/* Does what it is asked for.  Returns false if that was to end. */
+static bool
 viewer_answer(void) {
-	bool err = false;
+	bool err = false, more = true;
 	switch (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE)) {
 	case viewer_asked_to_protect:
 		err = viewer_arm();
@@ -751,15 +736,21 @@ viewer_answer(void) {
 		if (state_get() == view_lifting) {
 			while (!viewer_lift_step()) {
 			}
-			viewer_end(view_thawed);
+			viewer_disarm(view_thawed);
 		}
 		break;
+	case viewer_asked_to_end:
+		assert(!mesh_view_pending(false));
+		viewer_end(viewer_absent);
+		more = false;
+		break;
 	default:
-		return;
+		return true;
 	}
 	atomic_store_u32(
 	    &viewer_request, err ? viewer_failed : viewer_done, ATOMIC_RELEASE);
 	futex_wake(&viewer_request);
+	return more;
 }
 
 /*
@@ -782,22 +773,38 @@ viewer_take_short_turns(void) {
 	}
 }
 
+/*
+ * Leaves the viewer with a table of descriptors of its own, in which there is the
+ * barrier's userfaultfd and nothing else.
+ */
+static viewer_life_t
+viewer_begin(void) {
+	unsigned fd = (unsigned)viewer_barrier.fd;
+	/* A range may not be empty, but may begin where there is no descriptor. */
+	if (syscall(SYS_close_range, fd + 1, ~0U, CLOSE_RANGE_UNSHARE) != 0
+	    || (fd > 0 && syscall(SYS_close_range, 0U, fd - 1, 0) != 0)) {
+		return viewer_impossible;
+	}
+	viewer_store = -1;
+	viewer_pagemap = malloc_open(
+	    "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	/* The program may have closed it meanwhile. */
+	return !mesh_fd_valid(&viewer_barrier) ? viewer_absent
+	    : viewer_pagemap == -1             ? viewer_impossible
+	                                       : viewer_present;
+}
+
 static void *
 viewer_main(void *arg) {
 	(void)arg;
 	viewer_take_short_turns();
-	viewer_store = -1;
-	viewer_uffd = -1;
-	if (syscall(SYS_close_range, 0U, ~0U, CLOSE_RANGE_UNSHARE) != 0
-	    || (viewer_uffd = mesh_barrier_uffd()) == -1
-	    || (viewer_pagemap = malloc_open(
-	            "/proc/self/pagemap", O_RDONLY | O_CLOEXEC))
-	        == -1) {
+	viewer_life_t life = viewer_begin();
+	if (life != viewer_present) {
+		viewer_live(life);
 		return NULL;
 	}
-	atomic_store_u32(&viewer_ready, 1, ATOMIC_RELEASE);
-	for (;;) {
-		viewer_answer();
+	viewer_live(viewer_present);
+	while (viewer_answer()) {
 		view_state_t state = state_get();
 		if (state == view_armed || state == view_lifting
 		    || state == view_settling) {
@@ -805,29 +812,45 @@ viewer_main(void *arg) {
 		} else {
 			uint32_t request = atomic_load_u32(
 			    &viewer_request, ATOMIC_ACQUIRE);
-			if (request != viewer_asked_to_protect
-			    && request != viewer_asked_to_lift) {
+			if (request == viewer_asked_nothing
+			    || request >= viewer_done) {
 				futex_wait(&viewer_request, request);
 			}
 		}
 	}
+	return NULL;
+}
+
+/* Whether there is use for a viewer now; if so, it is about to begin. */
+static bool
+viewer_wanted(tsdn_t *tsdn) {
+	if (!have_background_thread || !background_thread_enabled()
+	    || mesh_barrier_get() != mesh_barrier_userfaultfd
+	    || atomic_load_u32(&viewer_life, ATOMIC_RELAXED) != viewer_absent) {
+		return false;
+	}
+	malloc_mutex_lock(tsdn, &mesh_mtx);
+	bool wanted = atomic_load_u32(&viewer_life, ATOMIC_RELAXED)
+	        == viewer_absent
+	    && mesh_fd_valid(mesh_barrier_fd()) && mesh_store_is_open();
+	if (wanted && view_sentinel == NULL) {
+		bool commit = true;
+		view_sentinel = (volatile char *)pages_map(
+		    NULL, PAGE, PAGE, &commit);
+		wanted = (view_sentinel != NULL);
+	}
+	if (wanted) {
+		viewer_barrier = *mesh_barrier_fd();
+		viewer_live(viewer_beginning);
+	}
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
+	return wanted;
 }
 
 void
 mesh_view_start(tsdn_t *tsdn) {
-	if (!have_background_thread || !background_thread_enabled()
-	    || mesh_barrier_get() != mesh_barrier_userfaultfd
-	    || !mesh_store_is_open()
-	    || atomic_exchange_b(&viewer_started, true, ATOMIC_RELAXED)) {
+	if (!viewer_wanted(tsdn)) {
 		return;
-	}
-	if (view_sentinel == NULL) {
-		bool commit = true;
-		view_sentinel = (volatile char *)pages_map(
-		    NULL, PAGE, PAGE, &commit);
-		if (view_sentinel == NULL) {
-			return;
-		}
 	}
 	pre_reentrancy(tsdn_tsd(tsdn), NULL);
 	/* It inherits the mask: no handler of the program may run in it. */
@@ -837,6 +860,8 @@ mesh_view_start(tsdn_t *tsdn) {
 	pthread_t thread;
 	if (pthread_create_wrapper(&thread, NULL, viewer_main, NULL) == 0) {
 		pthread_detach(thread);
+	} else {
+		viewer_live(viewer_impossible);
 	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	post_reentrancy(tsdn_tsd(tsdn));
@@ -848,7 +873,7 @@ mesh_view_start(tsdn_t *tsdn) {
 /* Has the viewer do something now.  Returns true if it cannot. */
 static bool
 viewer_ask(viewer_request_t request) {
-	if (atomic_load_u32(&viewer_ready, ATOMIC_ACQUIRE) == 0) {
+	if (atomic_load_u32(&viewer_life, ATOMIC_ACQUIRE) != viewer_present) {
 		return true;
 	}
 	atomic_store_u32(&viewer_request, request, ATOMIC_RELEASE);
@@ -857,6 +882,19 @@ viewer_ask(viewer_request_t request) {
 		futex_wait(&viewer_request, request);
 	}
 	return atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE) != viewer_done;
+}
+
+bool
+mesh_view_barrier_open(void) {
+	if (mesh_fd_valid(mesh_barrier_fd())) {
+		return false;
+	}
+	while (atomic_load_u32(&viewer_life, ATOMIC_ACQUIRE)
+	    == viewer_beginning) {
+		futex_wait(&viewer_life, viewer_beginning);
+	}
+	(void)viewer_ask(viewer_asked_to_end);
+	return mesh_barrier_open();
 }
 
 static void
@@ -878,7 +916,7 @@ range_copy(range_t *range) {
  */
 static void
 ranges_copy(void) {
-	if (mesh_barrier_open()) {
+	if (mesh_view_barrier_open()) {
 		return;
 	}
 	unsigned tries = 0;
@@ -1027,8 +1065,7 @@ mesh_view_postfork_child(tsdn_t *tsdn) {
 	 * the parent's store: ours, if we fork, is another one.
 	 */
 	view_sentinel = NULL;
-	atomic_store_b(&viewer_started, false, ATOMIC_RELAXED);
-	atomic_store_u32(&viewer_ready, 0, ATOMIC_RELAXED);
+	viewer_live(viewer_absent);
 	atomic_store_u32(&viewer_request, viewer_asked_nothing, ATOMIC_RELAXED);
 	return err;
 }

@@ -15,6 +15,12 @@ bool mesh_view_boot(void);
 void mesh_view_start(tsdn_t *tsdn);
 
 /*
+ * mesh_barrier_open(), with a new userfaultfd if the program has closed the old
+ * one.  The mesh lock is held, nothing is pending.
+ */
+bool mesh_view_barrier_open(void);
+
+/*
  * For fork, under the mesh lock with all bins locked: begins a table of n ranges
  * at most, adds one, and gives parent and child views of their own of all of
  * them, at once or when they are written.  begin returns true if there is no
