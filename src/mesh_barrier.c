@@ -276,14 +276,19 @@ mesh_barrier_lower(void *addr, size_t size, bool spliced) {
 	}
 	struct uffdio_range range = {.start = (uintptr_t)addr, .len = size};
 	if (spliced) {
-		if (have_background_thread && background_thread_enabled()) {
-			/* If refused, a fork takes longer. */
-			(void)uffd_register(range.start, size);
-		}
 		/* The splice itself wakes nobody. */
 		(void)uffd_insist(UFFDIO_WAKE, &range);
 	} else {
 		uffd_unregister(&range);
+	}
+}
+
+void
+mesh_barrier_keep(void *addr, size_t size) {
+	if (barrier == mesh_barrier_userfaultfd && have_background_thread
+	    && background_thread_enabled()) {
+		/* If refused, a fork takes longer. */
+		(void)uffd_register((uintptr_t)addr, size);
 	}
 }
 

@@ -47,6 +47,12 @@ bool mesh_barrier_raise(void *addr, size_t size);
 void mesh_barrier_lower(void *addr, size_t size, bool spliced);
 
 /*
+ * Leaves a range that has been spliced registered with the userfaultfd if there can
+ * be a viewer, who will want to protect it.
+ */
+void mesh_barrier_keep(void *addr, size_t size);
+
+/*
  * Forgets what belongs to the parent: its descriptor, its threads.  For the
  * child of a fork; the mesh lock is held.
  */

@@ -184,7 +184,7 @@ mesh_batch_pickable(const mesh_site_t *site, const edata_t *slab) {
 	    && edata_pai_get(slab) == EXTENT_PAI_PAC && !edata_guarded_get(slab)
 	    && mesh_store_fits(addr, edata_size_get(slab))
 	    && (!have_dss || !extent_in_dss(addr)) && !slab_has_stack(slab)
-	    && !mesh_group_frozen(site->arena, (edata_t *)slab);
+	    && !edata_mesh_frozen_get(slab);
 }
 
 /******************************************************************************/
@@ -228,8 +228,7 @@ batch_hold_add(const mesh_site_t *site, batch_t *batch, edata_t *slab) {
 /* Adds the leader of what follows: it moves if it is private, or frozen. */
 static void
 batch_leader_add(const mesh_site_t *site, batch_t *batch, edata_t *leader) {
-	if (mesh_group_get(leader) == NULL
-	    || mesh_group_frozen(site->arena, leader)) {
+	if (mesh_group_get(leader) == NULL || edata_mesh_frozen_get(leader)) {
 		batch_move_add(site, batch, leader, leader, batch->nmoves);
 	} else {
 		batch_hold_add(site, batch, leader);
@@ -397,7 +396,7 @@ batch_thaw_add(
 		}
 		if (batch->nmoves <= MESH_BATCH_UNITS
 		    && !slab_has_stack(follower)
-		    && mesh_group_frozen(site->arena, follower)) {
+		    && edata_mesh_frozen_get(follower)) {
 			batch_move_add(
 			    site, batch, follower, leader, batch->nmoves);
 		}
@@ -606,10 +605,14 @@ batch_lower(batch_t *batch, size_t size) {
 	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
 		end = stretch_end(batch, i, size);
 		move_t *move = &batch->moves[i];
-		if (move->raised) {
-			mesh_barrier_lower(edata_addr_get(move->slab),
-			    (end - i) * size, move->spliced);
+		if (!move->raised) {
+			continue;
 		}
+		void *addr = edata_addr_get(move->slab);
+		if (move->spliced) {
+			mesh_barrier_keep(addr, (end - i) * size);
+		}
+		mesh_barrier_lower(addr, (end - i) * size, move->spliced);
 	}
 }
 

@@ -6,11 +6,11 @@
  * range is listed, and mesh_view sees to it that from the fork on parent and child
  * have private views of the store, made at once or when first written.
  *
- * The ranges are frozen with that: until no child is left nobody writes to their
- * place in the store or punches it, no slab joins them, and nothing is meshed.  If
- * children stay, the generation ends: its ranges stay as they are, private, the
- * pass moves them into a new generation bit by bit, and the kernel frees the old
- * one when nobody maps it any more.
+ * Until no child is left nobody writes to the ranges' places in the store or
+ * punches them, no slab joins them, and nothing is meshed.  Ranges that have become
+ * private are frozen.  If children stay, that is all of them, and the generation
+ * ends: the pass moves its ranges into a new one bit by bit, and the kernel frees
+ * the old one when nobody maps it any more.
  *
  * Fork cannot fail for the parent.  If the kernel refuses a view, and a copy as
  * well, the parent goes on as before, but a child would write into its parent's
@@ -29,13 +29,12 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_barrier.h"
-#include "jemalloc/internal/mesh_fork.h"
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
 
-/* All ranges have been made private for the fork under way. */
+/* All ranges were private before the fork under way. */
 static bool fork_parted;
 /* Children cannot live: the kernel refused to part their memory from ours. */
 static bool fork_refused;
@@ -47,28 +46,45 @@ mesh_prefork0(tsdn_t *tsdn) {
 	}
 }
 
+typedef void (*slab_do_t)(arena_t *, edata_t *slab, const edata_t *leader);
+
 static void
-slab_freeze(arena_t *arena, edata_t *slab, const edata_t *leader) {
-	if (!mesh_group_frozen(arena, slab)) {
+slab_add(arena_t *arena, edata_t *slab, const edata_t *leader) {
+	(void)arena;
+	if (!edata_mesh_frozen_get(slab)) {
 		mesh_view_add(slab, leader);
-		mesh_group_freeze(arena, slab);
 	}
 }
 
 static void
-bin_freeze(arena_t *arena, bin_t *bin) {
+slab_freeze(arena_t *arena, edata_t *slab, const edata_t *leader) {
+	(void)leader;
+	mesh_group_freeze(arena, slab);
+}
+
+static void
+bin_do(arena_t *arena, bin_t *bin, slab_do_t slab_do) {
 	mesh_group_t *group;
 	ql_foreach (group, &bin->mesh.groups, link) {
-		slab_freeze(arena, group->leader, group->leader);
+		/* Most of the time would go into waiting for memory. */
+		mesh_group_t *next = ql_next(&bin->mesh.groups, group, link);
+		if (next != NULL && next->nfollowers > 0) {
+			util_prefetch_read(next->link.qre_next);
+			util_prefetch_read(next->leader);
+			util_prefetch_read(
+			    edata_list_active_first(&next->followers));
+		}
+		slab_do(arena, group->leader, group->leader);
 		edata_t *follower;
 		ql_foreach (follower, &group->followers.head, ql_link_active) {
-			slab_freeze(arena, follower, group->leader);
+			slab_do(arena, follower, group->leader);
 		}
 	}
 }
 
+/* Does it to the members of all groups; all bins are locked. */
 static void
-bins_freeze(tsdn_t *tsdn) {
+slabs_do(tsdn_t *tsdn, slab_do_t slab_do) {
 	for (unsigned i = 0; i < manual_arena_base; i++) {
 		arena_t *arena = arena_get(tsdn, i, false);
 		if (arena == NULL) {
@@ -76,7 +92,8 @@ bins_freeze(tsdn_t *tsdn) {
 		}
 		for (szind_t j = 0; j < SC_NBINS; j++) {
 			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
-				bin_freeze(arena, arena_get_bin(arena, j, k));
+				bin_do(
+				    arena, arena_get_bin(arena, j, k), slab_do);
 			}
 		}
 	}
@@ -97,13 +114,19 @@ members_count(tsdn_t *tsdn) {
 	return n;
 }
 
-bool
-mesh_fork_pending(tsdn_t *tsdn, bool hurry) {
-	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
-	if (mesh_view_settled(tsdn)) {
-		mesh_store_freeze();
+/* Lists what parent and child would share.  Returns true if that failed. */
+static bool
+ranges_list(tsdn_t *tsdn) {
+	size_t n = members_count(tsdn);
+	if (n == 0) {
+		return false;
 	}
-	return mesh_view_pending(hurry);
+	if (mesh_view_begin(n)) {
+		return true;
+	}
+	slabs_do(tsdn, slab_add);
+	mesh_view_list(tsdn);
+	return false;
 }
 
 void
@@ -114,19 +137,15 @@ mesh_prefork1(tsdn_t *tsdn) {
 	fork_parted = false;
 	fork_refused = false;
 	mesh_view_prefork(tsdn);
-	/* What an earlier fork has frozen waits for this child, too. */
-	if (mesh_fork_pending(tsdn, false) || !mesh_store_is_open()) {
+	if (!mesh_store_is_open()) {
 		return;
 	}
-	size_t n = members_count(tsdn);
-	if (n == 0) {
-		return;
-	}
-	fork_refused = mesh_view_begin(n);
-	if (!fork_refused) {
-		bins_freeze(tsdn);
-		fork_refused = mesh_view_part(tsdn);
-		fork_parted = !fork_refused && !mesh_view_pending(false);
+	/* Nothing has been meshed since there is a list. */
+	fork_refused = (!mesh_view_listed() && ranges_list(tsdn))
+	    || mesh_view_part(tsdn);
+	fork_parted = mesh_view_settled(tsdn);
+	if (fork_parted) {
+		slabs_do(tsdn, slab_freeze);
 	}
 }
 

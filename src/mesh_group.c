@@ -14,7 +14,8 @@
  *
  * A range is frozen when it maps the store as it was at a fork, privately, so
  * that the other members and the pass do not reach it any more; the pass moves it
- * back.  No slab joins a frozen leader.
+ * back.  No slab joins a frozen leader.  (While mesh_view.c has a table of ranges,
+ * it alone knows which of them that applies to.)
  *
  * A follower that has left is dying until its range is out of the store; its
  * e_mesh is the leader that dies with it, if any.
@@ -121,9 +122,10 @@ mesh_group_hold(bin_t *bin, edata_t *slab) {
 
 void
 mesh_group_freeze(arena_t *arena, edata_t *slab) {
-	assert(!edata_mesh_frozen_get(slab));
-	edata_mesh_frozen_set(slab, true);
-	atomic_fetch_add_zu(&arena->mesh.frozen, 1, ATOMIC_RELAXED);
+	if (!edata_mesh_frozen_get(slab)) {
+		edata_mesh_frozen_set(slab, true);
+		atomic_fetch_add_zu(&arena->mesh.frozen, 1, ATOMIC_RELAXED);
+	}
 }
 
 void
@@ -134,13 +136,41 @@ mesh_group_thaw(arena_t *arena, edata_t *slab) {
 	}
 }
 
-bool
-mesh_group_frozen(arena_t *arena, edata_t *slab) {
-	if (edata_mesh_frozen_get(slab)
-	    && mesh_view_is_shared(edata_addr_get(slab))) {
-		mesh_group_thaw(arena, slab);
+/* Whether there is a slab at addr, which may be gone again; *ctx says which. */
+static bool
+slab_at(tsdn_t *tsdn, const void *addr, emap_full_alloc_ctx_t *ctx) {
+	return !emap_full_alloc_ctx_try_lookup(
+	           tsdn, &arena_emap_global, addr, ctx)
+	    && ctx->edata != NULL && ctx->slab;
+}
+
+/* Whether slab, whose bin lock is held, is a leader or a follower. */
+static bool
+slab_member(const edata_t *slab) {
+	const mesh_group_t *group = mesh_group_get(slab);
+	return group != NULL
+	    && (edata_mesh_role_get(slab) == edata_mesh_follower
+	        || group->leader == slab);
+}
+
+void
+mesh_group_freeze_at(tsdn_t *tsdn, const void *addr) {
+	emap_full_alloc_ctx_t ctx, again;
+	if (!slab_at(tsdn, addr, &ctx)
+	    || edata_binshard_get(ctx.edata) >= bin_infos[ctx.szind].n_shards) {
+		return;
 	}
-	return edata_mesh_frozen_get(slab);
+	arena_t *arena = arena_get_from_edata(ctx.edata);
+	bin_t   *bin = arena_get_bin(
+	      arena, ctx.szind, edata_binshard_get(ctx.edata));
+	malloc_mutex_lock(tsdn, &bin->lock);
+	/* A member stays what it is as long as its bin is locked. */
+	if (slab_at(tsdn, addr, &again) && again.edata == ctx.edata
+	    && again.szind == ctx.szind && slab_member(ctx.edata)
+	    && slab_bin(arena, ctx.edata) == bin) {
+		mesh_group_freeze(arena, ctx.edata);
+	}
+	malloc_mutex_unlock(tsdn, &bin->lock);
 }
 
 static void
@@ -425,7 +455,11 @@ leader_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	bin_t *bin = slab_bin(arena, slab);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	group_end(arena, bin, mesh_group_get(slab));
-	bool frozen = mesh_group_frozen(arena, slab);
+	if (mesh_view_listed()) {
+		/* Nobody will find it in a group, and freeze it, any more. */
+		mesh_group_freeze(arena, slab);
+	}
+	bool frozen = edata_mesh_frozen_get(slab);
 	malloc_mutex_unlock(tsdn, &bin->lock);
 	atomic_fetch_sub_zu(&arena->pa_shard.nactive,
 	    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);

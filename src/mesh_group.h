@@ -62,13 +62,17 @@ void mesh_group_join(
  */
 void mesh_group_freeze(arena_t *arena, edata_t *slab);
 void mesh_group_thaw(arena_t *arena, edata_t *slab);
-/* Whether it is frozen; notes it if no child is left for whom it was. */
-bool mesh_group_frozen(arena_t *arena, edata_t *slab);
 
 /* A descriptor that an ended group has left behind in the bin, or NULL. */
 mesh_group_t *mesh_group_recycle(struct bin_s *bin);
 /* Keeps a descriptor that was not needed after all. */
 void mesh_group_discard(struct bin_s *bin, mesh_group_t *group);
+
+/*
+ * The slab at addr becomes frozen if it still is in a group.  No arena lock may be
+ * held.
+ */
+void mesh_group_freeze_at(tsdn_t *tsdn, const void *addr);
 
 /* Releases the slabs of dead, or those in limbo.  No arena lock may be held. */
 void mesh_group_release(

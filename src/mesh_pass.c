@@ -15,7 +15,6 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_clock.h"
-#include "jemalloc/internal/mesh_fork.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"
@@ -306,7 +305,7 @@ static bool
 slice_run(tsdn_t *tsdn, uint64_t ns) {
 	slice_last_ns = now_ns();
 	bool hurry = (opt_mesh_period_ms == 0);
-	if (slice_last_ns < refused_until_ns || mesh_fork_pending(tsdn, hurry)
+	if (slice_last_ns < refused_until_ns || mesh_view_pending(tsdn, hurry)
 	    || (!hurry && forked_ns != 0
 	        && slice_last_ns - forked_ns < FORK_PAUSE_NS
 	        && slice_last_ns - forked_first_ns < FORK_PAUSE_NS_MAX)
@@ -466,7 +465,7 @@ pass_yield(tsdn_t *tsdn) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	malloc_mutex_lock(tsdn, &mesh_mtx);
 	unsigned ms = 0;
-	while (mesh_fork_pending(tsdn, /* hurry */ true)) {
+	while (mesh_view_pending(tsdn, /* hurry */ true)) {
 		pass_sleep(tsdn);
 		if (++ms == FORK_WAIT_MS) {
 			return true;

@@ -16,9 +16,10 @@
  * it is mapped once only, no child is left.  If children live for long, the
  * viewer makes all ranges private after a while, and the generation ends.
  *
- *     idle --fork--> armed --no child left--> lifting --> thawed --fork--> armed
- *                      |                         |
- *                      +----took long----> settling --> settled --> idle
+ *     idle --fork--> armed --no child left--> lifting --> lifted --> idle
+ *                      |  ^                      |          |
+ *                      |  +---------fork---------+----------+
+ *                      +--took long--> settling --> settled --> idle
  *
  * A range, a slab's, is in the table, sorted by address, as
  *
@@ -28,6 +29,10 @@
  *
  * A state is written after what it says was done, and a writer is let on after
  * that: whatever a child finds in its copy of the table, it has lost nothing.
+ *
+ * While there is a table nothing is meshed, so it serves the next fork, too, and
+ * its slabs need not be touched.  Before it goes, those that have become private
+ * are frozen (mesh_group.c).  A child has a table in which all is settled.
  *
  * The userfaultfd is the barrier's, so that ranges which the barrier has left
  * registered need not be registered again.  The viewer has it in a table of
@@ -83,6 +88,9 @@
 /* How often to try to copy, and milliseconds in between, if threads are busy. */
 #define COPY_TRIES 100
 #define COPY_WAIT_MS 10
+/* Ranges that are frozen in one step, and looked at in one hold of view_mtx. */
+#define FREEZE_RANGES 4096
+#define FREEZE_LOOK 4096
 /* Ranges copied behind one barrier, for a millisecond. */
 #define COPY_RANGES 256
 /* What the kernel gives at least. */
@@ -96,7 +104,6 @@ typedef enum { range_shared, range_private, range_gone } range_state_t;
 typedef struct range_s range_t;
 struct range_s {
 	uintptr_t addr;
-	edata_t  *slab;
 	/* Where in the store it is: the address of the leader. */
 	uintptr_t leader;
 	uint32_t  size;
@@ -115,7 +122,7 @@ typedef enum {
 	view_idle,
 	view_armed,
 	view_lifting,
-	view_thawed,
+	view_lifted,
 	view_settling,
 	view_settled
 } view_state_t;
@@ -124,7 +131,6 @@ typedef enum {
 typedef enum {
 	viewer_asked_nothing,
 	viewer_asked_to_protect,
-	viewer_asked_to_lift,
 	viewer_asked_to_end,
 	viewer_done,
 	viewer_failed
@@ -139,14 +145,15 @@ typedef enum {
 } viewer_life_t;
 
 static malloc_mutex_t view_mtx;
-/* The table: the half of a mapping that sorting left it in. */
-static range_t *view_map;
-static size_t   view_map_size;
+/* The table, and the size of its mapping. */
 static range_t *view_ranges;
 static size_t   view_nranges;
-/* The table that is being made for a fork. */
-static range_t *begun_map;
-static size_t   begun_map_size;
+static size_t   view_size;
+/* How many of them have been frozen if need be; guarded by the mesh lock. */
+static size_t view_nfrozen;
+/* The table that is being made for a fork, with room for sorting it. */
+static range_t *begun_ranges;
+static size_t   begun_size;
 static size_t   begun_n;
 
 /* Places of the store that leaders have left; room for so many. */
@@ -168,10 +175,10 @@ static atomic_u32_t viewer_life;
 /* A viewer_request_t. */
 static atomic_u32_t viewer_request;
 /* Set before it begins. */
-static mesh_fd_t    viewer_barrier;
-static int          viewer_pagemap;
-static int          viewer_store;
-static uint64_t     viewer_lease_end;
+static mesh_fd_t viewer_barrier;
+static int       viewer_pagemap;
+static int       viewer_store;
+static uint64_t  viewer_lease_end;
 /* Where lifting and settling have come to. */
 static size_t viewer_next;
 
@@ -269,7 +276,7 @@ range_make_private(range_t *range, int fd, struct uffdio_range *run) {
 	return false;
 }
 
-/* Returns true if the kernel refused for any. */
+/* Returns true if the kernel refused for any; view_mtx is held. */
 static bool
 ranges_make_private(int fd) {
 	bool                err = false;
@@ -292,6 +299,9 @@ ranges_sort(range_t *a, range_t *b, size_t n) {
 		for (size_t i = 0; i < n; i++) {
 			counts[(a[i].addr >> shift) & (radix - 1)]++;
 		}
+		if (counts[(a[0].addr >> shift) & (radix - 1)] == n) {
+			continue;
+		}
 		uint32_t before = 0;
 		for (unsigned i = 0; i < radix; i++) {
 			uint32_t count = counts[i];
@@ -311,29 +321,88 @@ ranges_sort(range_t *a, range_t *b, size_t n) {
 bool
 mesh_view_begin(size_t n) {
 	bool commit = true;
-	begun_map_size = PAGE_CEILING(2 * n * sizeof(range_t));
-	begun_map = (range_t *)pages_map(NULL, begun_map_size, PAGE, &commit);
+	begun_size = PAGE_CEILING(n * sizeof(range_t));
+	bool huge = begun_size >= HUGEPAGE;
+	if (huge) {
+		begun_size = HUGEPAGE_CEILING(begun_size);
+	}
+	begun_ranges = (range_t *)pages_map(
+	    NULL, 2 * begun_size, huge ? HUGEPAGE : PAGE, &commit);
 	begun_n = 0;
-	return begun_map == NULL;
+	if (begun_ranges == NULL) {
+		return true;
+	}
+	if (huge) {
+		/* Thousands of page faults would take longer than the rest. */
+		(void)pages_huge(begun_ranges, 2 * begun_size);
+	}
+	return false;
 }
 
 void
-mesh_view_add(edata_t *slab, const edata_t *leader) {
-	begun_map[begun_n++] = (range_t){
+mesh_view_add(const edata_t *slab, const edata_t *leader) {
+	begun_ranges[begun_n++] = (range_t){
 	    .addr = (uintptr_t)edata_addr_get(slab),
-	    .slab = slab,
 	    .leader = (uintptr_t)edata_addr_get(leader),
 	    .size = (uint32_t)edata_size_get(slab),
 	    .state = range_shared};
 }
 
+void
+mesh_view_list(tsdn_t *tsdn) {
+	if (begun_n == 0) {
+		pages_unmap(begun_ranges, 2 * begun_size);
+		return;
+	}
+	range_t *spare = (range_t *)((byte_t *)begun_ranges + begun_size);
+	range_t *sorted = ranges_sort(begun_ranges, spare, begun_n);
+	pages_unmap(sorted == spare ? begun_ranges : spare, begun_size);
+	malloc_mutex_lock(tsdn, &view_mtx);
+	view_ranges = sorted;
+	view_nranges = begun_n;
+	view_size = begun_size;
+	view_nfrozen = 0;
+	state_set(view_lifted);
+	malloc_mutex_unlock(tsdn, &view_mtx);
+}
+
+/* view_mtx is held. */
 static void
 table_drop(void) {
-	if (view_map != NULL) {
-		pages_unmap(view_map, view_map_size);
-		view_map = NULL;
-		view_nranges = 0;
+	pages_unmap(view_ranges, view_size);
+	view_ranges = NULL;
+	view_nranges = 0;
+	state_set(view_idle);
+}
+
+/*
+ * Freezes some of the ranges that have become private.  Returns true when that
+ * is done.
+ */
+static bool
+ranges_freeze(tsdn_t *tsdn) {
+	enum { some = 64 };
+	uintptr_t addrs[some];
+	unsigned  n, total = 0;
+	for (; view_nfrozen < view_nranges && total < FREEZE_RANGES;
+	     total += n) {
+		n = 0;
+		malloc_mutex_lock(tsdn, &view_mtx);
+		size_t end = view_nfrozen + FREEZE_LOOK < view_nranges
+		    ? view_nfrozen + FREEZE_LOOK
+		    : view_nranges;
+		for (; view_nfrozen < end && n < some; view_nfrozen++) {
+			range_t *range = &view_ranges[view_nfrozen];
+			if (range->state == range_private) {
+				addrs[n++] = range->addr;
+			}
+		}
+		malloc_mutex_unlock(tsdn, &view_mtx);
+		for (unsigned i = 0; i < n; i++) {
+			mesh_group_freeze_at(tsdn, (void *)addrs[i]);
+		}
 	}
+	return view_nfrozen == view_nranges;
 }
 
 /******************************************************************************/
@@ -477,31 +546,42 @@ uffd_lift(uintptr_t start, uintptr_t end) {
 	}
 }
 
-/* The end of the shared ranges that lie side by side from i on, before stop. */
-static size_t
-ranges_shared_end(size_t i, size_t stop) {
-	size_t end = i + 1;
-	while (end < stop && view_ranges[end].state == range_shared
-	    && view_ranges[end].addr == range_end(&view_ranges[end - 1])) {
-		end++;
+/*
+ * The next shared ranges that lie side by side, from *i on and before stop: from
+ * *start to *end.  Returns false if there is none; *i is what comes then.
+ */
+static bool
+ranges_next_shared(size_t *i, size_t stop, uintptr_t *start, uintptr_t *end) {
+	while (*i < stop && view_ranges[*i].state != range_shared) {
+		(*i)++;
 	}
-	return end;
+	if (*i == stop) {
+		return false;
+	}
+	*start = *end = view_ranges[*i].addr;
+	while (*i < stop && view_ranges[*i].state == range_shared
+	    && view_ranges[*i].addr == *end) {
+		*end = range_end(&view_ranges[(*i)++]);
+	}
+	return true;
 }
 
 /* Protects the table; most ranges have been registered before. */
 static bool
 viewer_protect(void) {
-	for (size_t i = 0, next; i < view_nranges; i = next) {
-		next = ranges_shared_end(i, view_nranges);
-		uintptr_t start = view_ranges[i].addr;
-		uintptr_t end = range_end(&view_ranges[next - 1]);
-		if (uffd_protect(start, end, true)
+	size_t    i = 0;
+	uintptr_t start, end;
+	bool      more = true, err = false;
+	while (more && !err) {
+		/* What is given back meanwhile must not be protected. */
+		malloc_mutex_lock(TSDN_NULL, &view_mtx);
+		more = ranges_next_shared(&i, view_nranges, &start, &end);
+		err = more && uffd_protect(start, end, true)
 		    && (uffd_register(start, end)
-		        || uffd_protect(start, end, true))) {
-			return true;
-		}
+		        || uffd_protect(start, end, true));
+		malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 	}
-	return false;
+	return err;
 }
 
 /* Punches some places, since no child is left.  Returns true when all are done. */
@@ -529,18 +609,13 @@ viewer_left_step(void) {
 static bool
 viewer_lift_step(void) {
 	malloc_mutex_lock(TSDN_NULL, &view_mtx);
-	size_t stop = viewer_next + STEP_RANGES < view_nranges
-	    ? viewer_next + STEP_RANGES
-	    : view_nranges;
-	for (size_t i = viewer_next, next; i < stop; i = next) {
-		next = i + 1;
-		if (view_ranges[i].state == range_shared) {
-			next = ranges_shared_end(i, stop);
-			uffd_lift(view_ranges[i].addr,
-			    range_end(&view_ranges[next - 1]));
-		}
+	size_t    stop = viewer_next + STEP_RANGES < view_nranges
+	       ? viewer_next + STEP_RANGES
+	       : view_nranges;
+	uintptr_t start, end;
+	while (ranges_next_shared(&viewer_next, stop, &start, &end)) {
+		uffd_lift(start, end);
 	}
-	viewer_next = stop;
 	bool done = (stop == view_nranges);
 	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 	return done;
@@ -576,17 +651,22 @@ viewer_disarm(view_state_t state) {
 
 static bool
 viewer_arm(void) {
+	if (viewer_store != -1) {
+		/* It was lifting. */
+		malloc_close(viewer_store);
+	}
 	if (viewer_store_open() || viewer_protect()) {
 		viewer_next = 0;
 		while (!viewer_lift_step()) {
 		}
-		viewer_disarm(view_idle);
+		viewer_disarm(view_lifted);
 		return true;
 	}
 	/* What an older child may have of it is another page from here on. */
 	(*view_sentinel)++;
 	atomic_store_b(&view_hurry, false, ATOMIC_RELAXED);
 	viewer_lease_end = now_ns() + LEASE_NS;
+	state_set(view_armed);
 	return false;
 }
 
@@ -706,7 +786,7 @@ viewer_step(view_state_t state) {
 	case view_lifting:
 		viewer_faults(hurry ? 0 : STEP_MS);
 		if (viewer_lift_step() && viewer_left_step()) {
-			viewer_disarm(view_thawed);
+			viewer_disarm(view_lifted);
 		}
 		break;
 	default:
@@ -728,19 +808,11 @@ viewer_answer(void) {
 	switch (atomic_load_u32(&viewer_request, ATOMIC_ACQUIRE)) {
 	case viewer_asked_to_protect:
 		err = viewer_arm();
-		if (!err) {
-			state_set(view_armed);
-		}
-		break;
-	case viewer_asked_to_lift:
-		if (state_get() == view_lifting) {
-			while (!viewer_lift_step()) {
-			}
-			viewer_disarm(view_thawed);
-		}
 		break;
 	case viewer_asked_to_end:
-		assert(!mesh_view_pending(false));
+		if (state_get() == view_lifting) {
+			viewer_disarm(view_lifted);
+		}
 		viewer_end(viewer_absent);
 		more = false;
 		break;
@@ -889,8 +961,8 @@ mesh_view_barrier_open(void) {
 	if (mesh_fd_valid(mesh_barrier_fd())) {
 		return false;
 	}
-	while (atomic_load_u32(&viewer_life, ATOMIC_ACQUIRE)
-	    == viewer_beginning) {
+	while (
+	    atomic_load_u32(&viewer_life, ATOMIC_ACQUIRE) == viewer_beginning) {
 		futex_wait(&viewer_life, viewer_beginning);
 	}
 	(void)viewer_ask(viewer_asked_to_end);
@@ -912,7 +984,8 @@ range_copy(range_t *range) {
 
 /*
  * Copies instead of views, for when the store's descriptor is gone; as many as the
- * kernel and the threads permit.
+ * kernel and the threads permit.  view_mtx is held, so no thread that is stopped
+ * has it.
  */
 static void
 ranges_copy(void) {
@@ -951,74 +1024,86 @@ ranges_copy(void) {
 
 bool
 mesh_view_part(tsdn_t *tsdn) {
-	range_t *sorted = ranges_sort(begun_map, begun_map + begun_n, begun_n);
-	malloc_mutex_lock(tsdn, &view_mtx);
-	table_drop();
-	view_map = begun_map;
-	view_map_size = begun_map_size;
-	view_ranges = sorted;
-	view_nranges = begun_n;
-	state_set(view_idle);
-	malloc_mutex_unlock(tsdn, &view_mtx);
-
+	view_state_t state = state_get();
+	if (state != view_lifting && state != view_lifted) {
+		/* What an earlier fork has protected is for this child, too. */
+		return false;
+	}
+	/* From the beginning: there will be more private ones. */
+	view_nfrozen = 0;
+	/* First, since what is being lifted must not go on being lifted. */
+	if (!viewer_ask(viewer_asked_to_protect)) {
+		return false;
+	}
 	const mesh_fd_t *store = mesh_store_fd();
-	if (mesh_fd_valid(store)) {
-		if (!viewer_ask(viewer_asked_to_protect)
-		    || !ranges_make_private(store->fd)) {
-			return false;
-		}
+	malloc_mutex_lock(tsdn, &view_mtx);
+	if (!mesh_fd_valid(store) || ranges_make_private(store->fd)) {
+		ranges_copy();
 	}
-	ranges_copy();
-	bool err = false;
-	for (size_t i = 0; i < view_nranges; i++) {
-		edata_t *slab = view_ranges[i].slab;
-		if (view_ranges[i].state == range_shared) {
-			err = true;
-			mesh_group_thaw(arena_get_from_edata(slab), slab);
-		}
+	size_t    i = 0;
+	uintptr_t start, end;
+	bool      err = ranges_next_shared(&i, view_nranges, &start, &end);
+	if (!err) {
+		state_set(view_settled);
 	}
+	malloc_mutex_unlock(tsdn, &view_mtx);
 	return err;
 }
 
 bool
-mesh_view_pending(bool hurry) {
-	view_state_t state = state_get();
-	if (hurry) {
-		atomic_store_b(&view_hurry, true, ATOMIC_RELAXED);
+mesh_view_settled(tsdn_t *tsdn) {
+	malloc_mutex_lock(tsdn, &view_mtx);
+	bool settled = (state_get() == view_settled);
+	if (settled) {
+		table_drop();
 	}
-	return state == view_armed || state == view_lifting
-	    || state == view_settling;
+	malloc_mutex_unlock(tsdn, &view_mtx);
+	return settled;
 }
 
 bool
-mesh_view_settled(tsdn_t *tsdn) {
-	if (state_get() != view_settled) {
+mesh_view_listed(void) {
+	return state_get() != view_idle;
+}
+
+bool
+mesh_view_pending(tsdn_t *tsdn, bool hurry) {
+	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
+	view_state_t state = state_get();
+	if (state == view_idle) {
 		return false;
+	}
+	if (state != view_lifted && state != view_settled) {
+		if (hurry) {
+			atomic_store_b(&view_hurry, true, ATOMIC_RELAXED);
+		}
+		return true;
+	}
+	if (!ranges_freeze(tsdn)) {
+		return true;
 	}
 	malloc_mutex_lock(tsdn, &view_mtx);
 	table_drop();
-	state_set(view_idle);
 	malloc_mutex_unlock(tsdn, &view_mtx);
-	return true;
-}
-
-bool
-mesh_view_is_shared(const void *addr) {
-	if (state_get() != view_thawed && state_get() != view_lifting) {
-		return false;
+	if (state == view_settled) {
+		mesh_store_freeze();
 	}
-	const range_t *range = range_find((uintptr_t)addr);
-	return range != NULL && range->state == range_shared;
+	return false;
 }
 
 mesh_unsplice_t
 mesh_view_unsplice(tsdn_t *tsdn, void *addr, size_t size) {
-	if (!mesh_view_pending(false)) {
+	if (!mesh_view_listed()) {
 		return mesh_unsplice(addr, size);
 	}
 	malloc_mutex_lock(tsdn, &view_mtx);
 	range_t *range = range_find((uintptr_t)addr);
 	if (range != NULL) {
+		if (state_get() == view_lifted && range->state == range_shared
+		    && range->addr == range->leader) {
+			/* Nobody reads it. */
+			mesh_store_punch(addr, size);
+		}
 		range->state = range_gone;
 	}
 	mesh_unsplice_t result = mesh_unsplice(addr, size);
@@ -1031,34 +1116,26 @@ mesh_view_prefork(tsdn_t *tsdn) {
 	malloc_mutex_lock(tsdn, &view_mtx);
 	atomic_store_b(&view_forking, true, ATOMIC_RELAXED);
 	malloc_mutex_unlock(tsdn, &view_mtx);
-	/*
-	 * What is protected in part is of no use to this child, and nothing of it
-	 * may be left when the next table takes its place.
-	 */
-	if (state_get() == view_lifting) {
-		(void)viewer_ask(viewer_asked_to_lift);
-	}
 }
 
 void
 mesh_view_postfork_parent(tsdn_t *tsdn) {
 	malloc_mutex_lock(tsdn, &view_mtx);
 	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
-	if (state_get() == view_idle) {
-		table_drop();
-	}
 	malloc_mutex_unlock(tsdn, &view_mtx);
 }
 
 bool
 mesh_view_postfork_child(tsdn_t *tsdn) {
 	malloc_mutex_postfork_child(tsdn, &view_mtx);
-	bool err = mesh_view_pending(false)
+	view_state_t state = state_get();
+	bool         err = (state == view_armed || state == view_settling)
 	    && (!mesh_fd_valid(mesh_store_fd())
 	        || ranges_make_private(mesh_store_fd()->fd));
-	table_drop();
+	if (state != view_idle) {
+		state_set(view_settled);
+	}
 	places_drop();
-	state_set(view_idle);
 	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
 	/*
 	 * The parent's.  The sentinel must stay as it is while we have views of

@@ -22,32 +22,33 @@ bool mesh_view_barrier_open(void);
 
 /*
  * For fork, under the mesh lock with all bins locked: begins a table of n ranges
- * at most, adds one, and gives parent and child views of their own of all of
- * them, at once or when they are written.  begin returns true if there is no
- * memory for it; part returns true if the kernel refused a range: then the
- * parent is well, but the child must not run.
+ * at most, adds one, and puts the table to use; then gives parent and child views
+ * of their own of all of them, at once or when they are written.  begin returns
+ * true if there is no memory for it; part returns true if the kernel refused a
+ * range: then the parent is well, but the child must not run.
  */
 bool mesh_view_begin(size_t n);
-void mesh_view_add(edata_t *slab, const edata_t *leader);
+void mesh_view_add(const edata_t *slab, const edata_t *leader);
+void mesh_view_list(tsdn_t *tsdn);
 bool mesh_view_part(tsdn_t *tsdn);
 
 /*
- * Whether ranges of the generation wait for their first write.  Until that is
- * over nothing may be meshed.  The mesh lock is held.  hurry: it shall be over
- * as soon as possible.
+ * Whether there is a table.  It is made with all bins locked, and goes only after
+ * the members of groups were frozen that have to be.
  */
-bool mesh_view_pending(bool hurry);
-/*
- * Whether all ranges of the generation have become private, so that it can end;
- * says so once.  The mesh lock is held.
- */
-bool mesh_view_settled(tsdn_t *tsdn);
+bool mesh_view_listed(void);
 
 /*
- * Whether the range at addr, which a fork has frozen, turned out to need no view
- * of its own, as no child is left.
+ * Whether a fork is not over yet, so that nothing may be meshed; does some of what
+ * is left to do, under the mesh lock.  hurry: it shall be over as soon as possible.
  */
-bool mesh_view_is_shared(const void *addr);
+bool mesh_view_pending(tsdn_t *tsdn, bool hurry);
+
+/*
+ * Whether all ranges have become private; if so, the table is gone.  The caller,
+ * who has all bins locked, freezes their slabs.
+ */
+bool mesh_view_settled(tsdn_t *tsdn);
 
 /* mesh_unsplice() of any range, frozen or not.  No lock may be held. */
 mesh_unsplice_t mesh_view_unsplice(tsdn_t *tsdn, void *addr, size_t size);

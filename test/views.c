@@ -19,13 +19,14 @@
 #define OBJECTS_MAX 1000000
 
 static const char usage[] =
-    "usage: views [-n forks] [-sag]\n"
+    "usage: views [-n forks] [-sagu]\n"
     "  -s  mesh while children live\n"
     "  -g  let children mesh on their own and fork, too\n"
-    "  -a  fork some milliseconds after a child that ended at once\n";
+    "  -a  fork some milliseconds after another child has ended\n"
+    "  -u  close the userfaultfd, and mesh more, before that\n";
 
 static unsigned nforks = 3;
-static bool     with_stay, with_another, with_grandchild;
+static bool     with_stay, with_another, with_grandchild, with_closed;
 static table_t  table;
 static uint64_t bad, failed;
 
@@ -119,7 +120,10 @@ child_main(int go, int ready) {
 	_exit(wrong != 0);
 }
 
-/* What was protected for this child is not any more, or only in part. */
+/*
+ * What was protected for this child is not any more, or only in part, and some of
+ * it is private.
+ */
 static void
 another_child(void) {
 	pid_t child = fork();
@@ -129,6 +133,7 @@ another_child(void) {
 	if (child == 0) {
 		_exit(0);
 	}
+	objects_bump();
 	waitpid(child, NULL, 0);
 	nanosleep(&(struct timespec){.tv_nsec = rng_size(&table.rng, 0, 60)
 	                  * 1000000},
@@ -176,9 +181,57 @@ fork_once(void) {
 	bad += mesh_pass();
 }
 
+/* Closes the descriptors that are links to something named so. */
+static void
+links_close(const char *name) {
+	char path[32], link[64];
+	for (int fd = 3; fd < 64; fd++) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		ssize_t n = readlink(path, link, sizeof(link) - 1);
+		if (n > 0) {
+			link[n] = '\0';
+			if (strstr(link, name) != NULL) {
+				close(fd);
+			}
+		}
+	}
+}
+
+/* Mappings of the store that are registered with userfaultfd. */
+static unsigned
+registered(void) {
+	unsigned n = 0;
+	bool     ours = false;
+	char     line[512];
+	FILE    *smaps = fopen("/proc/self/smaps", "re");
+	if (smaps == NULL) {
+		die("/proc/self/smaps");
+	}
+	while (fgets(line, sizeof(line), smaps) != NULL) {
+		if (strchr("0123456789abcdef", line[0]) != NULL) {
+			ours = strstr(line, "/memfd:jemalloc-mesh") != NULL;
+		} else if (ours && strncmp(line, "VmFlags:", 8) == 0) {
+			n += strstr(line, " uw") != NULL;
+		}
+	}
+	fclose(smaps);
+	return n;
+}
+
+/* Objects, few of which are left, meshed. */
+static void
+objects_make(void) {
+	table_fill(&table, (size_t)48 << 20, 64, 2048);
+	bad += table_thin(&table, 0.15, thin_random);
+	ctl_do("thread.tcache.flush");
+	bad += mesh_pass();
+	/* The thread that makes views may need a moment. */
+	nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+}
+
 int
 main(int argc, char **argv) {
-	for (int c; (c = getopt(argc, argv, "n:sag")) != -1;) {
+	for (int c; (c = getopt(argc, argv, "n:sagu")) != -1;) {
 		switch (c) {
 		case 'n':
 			nforks = (unsigned)number_parse(optarg);
@@ -192,18 +245,21 @@ main(int argc, char **argv) {
 		case 'g':
 			with_grandchild = true;
 			break;
+		case 'u':
+			with_closed = true;
+			break;
 		default:
 			fputs(usage, stderr);
 			exit(2);
 		}
 	}
 	table_init(&table, OBJECTS_MAX, 1, 1);
-	table_fill(&table, (size_t)48 << 20, 64, 2048);
-	bad += table_thin(&table, 0.15, thin_random);
-	ctl_do("thread.tcache.flush");
-	bad += mesh_pass();
-	/* The thread that makes views may need a moment. */
-	nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+	objects_make();
+	if (with_closed) {
+		links_close("userfaultfd");
+		objects_make();
+	}
+	unsigned nregistered = registered();
 	ctl_epoch();
 	uint64_t followers = mesh_stat("followers");
 	for (unsigned i = 0; i < nforks; i++) {
@@ -212,9 +268,9 @@ main(int argc, char **argv) {
 	ctl_epoch();
 	printf(
 	    "{\"bad\": %llu, \"failed\": %llu, \"followers\": %llu,"
-	    " \"generations\": %u, \"mesh\": ",
+	    " \"registered\": %u, \"generations\": %u, \"mesh\": ",
 	    (unsigned long long)bad, (unsigned long long)failed,
-	    (unsigned long long)followers, generations());
+	    (unsigned long long)followers, nregistered, generations());
 	mesh_print();
 	printf("}\n");
 	bad += table_free(&table);
