@@ -26,6 +26,7 @@
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_stop.h"
+#include "jemalloc/internal/mesh_uffd.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -47,9 +48,6 @@
 #ifndef MADV_POPULATE_READ
 #	define MADV_POPULATE_READ 22 /* Linux 5.14 */
 #endif
-
-/* How often to ask for what the kernel has no reason to refuse. */
-#define INSIST_TRIES 10
 
 #define BARRIER_FEATURES                                                       \
 	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
@@ -206,36 +204,17 @@ mesh_barrier_end(void) {
 	signals_set(barrier_signals, NULL);
 }
 
-/* A call without which writers would wait for ever: a refusal is not final. */
-static bool
-uffd_insist(unsigned long request, void *arg) {
-	for (unsigned i = 0; i < INSIST_TRIES; i++) {
-		if (ioctl(barrier_fd.fd, request, arg) == 0) {
-			return false;
-		}
-	}
-	return true;
-}
-
 /* Keeps errno: what went wrong before matters more. */
 static void
-uffd_unregister(struct uffdio_range *range) {
-	int err = get_errno();
-	/* Lifting the protection also wakes who waits, unregistering does not. */
-	struct uffdio_writeprotect wp = {.range = *range, .mode = 0};
-	bool failed = uffd_insist(UFFDIO_WRITEPROTECT, &wp);
-	(void)uffd_insist(UFFDIO_UNREGISTER, range);
+barrier_release(uintptr_t start, size_t size) {
+	int  fd = barrier_fd.fd;
+	int  err = get_errno();
+	bool failed = mesh_uffd_insist(mesh_uffd_lift, fd, start, size);
+	(void)mesh_uffd_insist(mesh_uffd_unregister, fd, start, size);
 	if (failed) {
-		(void)uffd_insist(UFFDIO_WAKE, range);
+		(void)mesh_uffd_insist(mesh_uffd_wake, fd, start, size);
 	}
 	set_errno(err);
-}
-
-static bool
-uffd_register(uintptr_t addr, size_t size) {
-	struct uffdio_register reg = {.range = {.start = addr, .len = size},
-	    .mode = UFFDIO_REGISTER_MODE_WP};
-	return ioctl(barrier_fd.fd, UFFDIO_REGISTER, &reg) != 0;
 }
 
 bool
@@ -248,22 +227,21 @@ mesh_barrier_raise(void *addr, size_t size) {
 		}
 		return busy;
 	}
-	struct uffdio_range range = {.start = (uintptr_t)addr, .len = size};
+	int       fd = barrier_fd.fd;
+	uintptr_t start = (uintptr_t)addr;
 	if (!barrier_covers_unpopulated
 	    && madvise(addr, size, MADV_POPULATE_READ) != 0) {
 		return true;
 	}
-	if (uffd_register(range.start, size)) {
+	if (mesh_uffd_register(fd, start, size)) {
 		int err = get_errno();
 		/* Of several mappings the first ones may be registered. */
-		(void)ioctl(barrier_fd.fd, UFFDIO_UNREGISTER, &range);
+		(void)mesh_uffd_unregister(fd, start, size);
 		set_errno(err);
 		return true;
 	}
-	struct uffdio_writeprotect wp = {
-	    .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
-	if (ioctl(barrier_fd.fd, UFFDIO_WRITEPROTECT, &wp) != 0) {
-		uffd_unregister(&range);
+	if (mesh_uffd_protect(fd, start, size)) {
+		barrier_release(start, size);
 		return true;
 	}
 	return false;
@@ -274,12 +252,12 @@ mesh_barrier_lower(void *addr, size_t size, bool spliced) {
 	if (barrier != mesh_barrier_userfaultfd) {
 		return;
 	}
-	struct uffdio_range range = {.start = (uintptr_t)addr, .len = size};
 	if (spliced) {
 		/* The splice itself wakes nobody. */
-		(void)uffd_insist(UFFDIO_WAKE, &range);
+		(void)mesh_uffd_insist(
+		    mesh_uffd_wake, barrier_fd.fd, (uintptr_t)addr, size);
 	} else {
-		uffd_unregister(&range);
+		barrier_release((uintptr_t)addr, size);
 	}
 }
 
@@ -288,7 +266,7 @@ mesh_barrier_keep(void *addr, size_t size) {
 	if (barrier == mesh_barrier_userfaultfd && have_background_thread
 	    && background_thread_enabled()) {
 		/* If refused, a fork takes longer. */
-		(void)uffd_register((uintptr_t)addr, size);
+		(void)mesh_uffd_register(barrier_fd.fd, (uintptr_t)addr, size);
 	}
 }
 

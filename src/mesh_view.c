@@ -39,10 +39,10 @@
  * descriptors of its own: if the program could close it, the protection would be
  * gone.  A range cannot be registered with two of them, and whoever protects a
  * range that is registered with another one does not learn of its faults: so the
- * viewer ends before there is a new one.  It takes no lock but view_mtx
- * and touches no heap page, since whoever waits for it may hold any other.  Where
- * there is no viewer - no background threads, no userfaultfd - all ranges are
- * made private before the fork.
+ * viewer ends before there is a new one.  It takes no lock but view_mtx and
+ * touches no heap page, since whoever waits for it may hold any other.  Where there
+ * is no viewer - no background threads, no userfaultfd - all ranges are made
+ * private before the fork.
  *
  * Called by mesh_fork, by mesh_group for what is freed meanwhile, by mesh_pass.
  * view_mtx is a leaf and guards the table, its states and the places.
@@ -59,6 +59,7 @@
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_uffd.h"
 #include "jemalloc/internal/mesh_view.h"
 
 #include <fcntl.h>
@@ -66,7 +67,6 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sched.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -202,6 +202,13 @@ futex_wake(atomic_u32_t *word) {
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
+/* Whether ranges may be protected, so that writers wait for the viewer. */
+static bool
+state_protects(view_state_t state) {
+	return state == view_armed || state == view_lifting
+	    || state == view_settling;
+}
+
 bool
 mesh_view_boot(void) {
 	return malloc_mutex_init(&view_mtx, "mesh_view", WITNESS_RANK_LEAF,
@@ -243,11 +250,11 @@ range_continues(const range_t *a, const range_t *b) {
 /*
  * Gives a shared range its view, by a descriptor of the store, and its
  * neighbours with which it is one mapping: to divide it might need more mappings
- * than there are.  Returns true if the kernel refused.  *run gets what has
- * changed.
+ * than there are.  Returns true if the kernel refused; what has changed else are
+ * size bytes from start on.
  */
 static bool
-range_make_private(range_t *range, int fd, struct uffdio_range *run) {
+range_make_private(range_t *range, int fd, uintptr_t *start, size_t *size) {
 	range_t *first = range, *last = range;
 	range_t *end = &view_ranges[view_nranges];
 	while (first > view_ranges && range_continues(first - 1, first)) {
@@ -256,15 +263,14 @@ range_make_private(range_t *range, int fd, struct uffdio_range *run) {
 	while (last + 1 < end && range_continues(last, last + 1)) {
 		last++;
 	}
-	run->start = first->addr;
-	run->len = range_end(last) - first->addr;
+	*start = first->addr;
+	*size = range_end(last) - first->addr;
 	unsigned tries = 0;
-	while (mmap((void *)first->addr, run->len, PROT_READ | PROT_WRITE,
+	while (mmap((void *)first->addr, *size, PROT_READ | PROT_WRITE,
 	           MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
 	           (off_t)first->leader)
 	    == MAP_FAILED) {
-		if (!mesh_range_try_again(
-		        (void *)first->addr, run->len, &tries)) {
+		if (!mesh_range_try_again((void *)first->addr, *size, &tries)) {
 			return true;
 		}
 	}
@@ -279,11 +285,13 @@ range_make_private(range_t *range, int fd, struct uffdio_range *run) {
 /* Returns true if the kernel refused for any; view_mtx is held. */
 static bool
 ranges_make_private(int fd) {
-	bool                err = false;
-	struct uffdio_range run;
+	bool      err = false;
+	uintptr_t start;
+	size_t    size;
 	for (size_t i = 0; i < view_nranges; i++) {
 		if (view_ranges[i].state == range_shared) {
-			err |= range_make_private(&view_ranges[i], fd, &run);
+			err |= range_make_private(
+			    &view_ranges[i], fd, &start, &size);
 		}
 	}
 	return err;
@@ -514,54 +522,43 @@ mesh_view_left_punch(tsdn_t *tsdn) {
 /******************************************************************************/
 /* The viewer. */
 
+static bool
+view_protect(uintptr_t start, size_t size) {
+	return mesh_uffd_protect(viewer_barrier.fd, start, size);
+}
+
 static void
-uffd_wake(struct uffdio_range *range) {
-	(void)ioctl(viewer_barrier.fd, UFFDIO_WAKE, range);
-}
-
-static bool
-uffd_protect(uintptr_t start, uintptr_t end, bool protect) {
-	struct uffdio_writeprotect wp = {
-	    .range = {.start = start, .len = end - start},
-	    .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
-	return ioctl(viewer_barrier.fd, UFFDIO_WRITEPROTECT, &wp) != 0;
-}
-
-static bool
-uffd_register(uintptr_t start, uintptr_t end) {
-	struct uffdio_register reg = {
-	    .range = {.start = start, .len = end - start},
-	    .mode = UFFDIO_REGISTER_MODE_WP};
-	return ioctl(viewer_barrier.fd, UFFDIO_REGISTER, &reg) != 0;
+view_wake(uintptr_t start, size_t size) {
+	(void)mesh_uffd_insist(mesh_uffd_wake, viewer_barrier.fd, start, size);
 }
 
 /* Ends the protection and lets writers on. */
 static void
-uffd_lift(uintptr_t start, uintptr_t end) {
-	if (uffd_protect(start, end, false)) {
-		struct uffdio_range range = {
-		    .start = start, .len = end - start};
-		(void)ioctl(viewer_barrier.fd, UFFDIO_UNREGISTER, &range);
-		uffd_wake(&range);
+view_lift(uintptr_t start, size_t size) {
+	int fd = viewer_barrier.fd;
+	if (mesh_uffd_lift(fd, start, size)) {
+		(void)mesh_uffd_insist(mesh_uffd_unregister, fd, start, size);
+		view_wake(start, size);
 	}
 }
 
 /*
- * The next shared ranges that lie side by side, from *i on and before stop: from
- * *start to *end.  Returns false if there is none; *i is what comes then.
+ * The next shared ranges that lie side by side, from *i on and before stop: size
+ * bytes from start on.  Returns false if there is none; *i is what comes then.
  */
 static bool
-ranges_next_shared(size_t *i, size_t stop, uintptr_t *start, uintptr_t *end) {
+ranges_next_shared(size_t *i, size_t stop, uintptr_t *start, size_t *size) {
 	while (*i < stop && view_ranges[*i].state != range_shared) {
 		(*i)++;
 	}
 	if (*i == stop) {
 		return false;
 	}
-	*start = *end = view_ranges[*i].addr;
+	*start = view_ranges[*i].addr;
+	*size = 0;
 	while (*i < stop && view_ranges[*i].state == range_shared
-	    && view_ranges[*i].addr == *end) {
-		*end = range_end(&view_ranges[(*i)++]);
+	    && view_ranges[*i].addr == *start + *size) {
+		*size += view_ranges[(*i)++].size;
 	}
 	return true;
 }
@@ -569,16 +566,16 @@ ranges_next_shared(size_t *i, size_t stop, uintptr_t *start, uintptr_t *end) {
 /* Protects the table; most ranges have been registered before. */
 static bool
 viewer_protect(void) {
-	size_t    i = 0;
-	uintptr_t start, end;
+	size_t    i = 0, size;
+	uintptr_t start;
 	bool      more = true, err = false;
 	while (more && !err) {
 		/* What is given back meanwhile must not be protected. */
 		malloc_mutex_lock(TSDN_NULL, &view_mtx);
-		more = ranges_next_shared(&i, view_nranges, &start, &end);
-		err = more && uffd_protect(start, end, true)
-		    && (uffd_register(start, end)
-		        || uffd_protect(start, end, true));
+		more = ranges_next_shared(&i, view_nranges, &start, &size);
+		err = more && view_protect(start, size)
+		    && (mesh_uffd_register(viewer_barrier.fd, start, size)
+		        || view_protect(start, size));
 		malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 	}
 	return err;
@@ -612,9 +609,10 @@ viewer_lift_step(void) {
 	size_t    stop = viewer_next + STEP_RANGES < view_nranges
 	       ? viewer_next + STEP_RANGES
 	       : view_nranges;
-	uintptr_t start, end;
-	while (ranges_next_shared(&viewer_next, stop, &start, &end)) {
-		uffd_lift(start, end);
+	uintptr_t start;
+	size_t    size;
+	while (ranges_next_shared(&viewer_next, stop, &start, &size)) {
+		view_lift(start, size);
 	}
 	bool done = (stop == view_nranges);
 	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
@@ -640,10 +638,8 @@ viewer_store_open(void) {
 static void
 viewer_disarm(view_state_t state) {
 	/* Who waited for a range that was made private, or given back. */
-	struct uffdio_range all = {.start = view_ranges[0].addr,
-	    .len = range_end(&view_ranges[view_nranges - 1])
-	        - view_ranges[0].addr};
-	uffd_wake(&all);
+	uintptr_t start = view_ranges[0].addr;
+	view_wake(start, range_end(&view_ranges[view_nranges - 1]) - start);
 	malloc_close(viewer_store);
 	viewer_store = -1;
 	state_set(state);
@@ -687,18 +683,19 @@ viewer_end(viewer_life_t life) {
 /* Somebody waits to write to addr. */
 static void
 viewer_fault(uintptr_t addr) {
-	struct uffdio_range run = {.start = addr, .len = PAGE};
+	uintptr_t start = addr;
+	size_t    size = PAGE;
 	for (;;) {
 		malloc_mutex_lock(TSDN_NULL, &view_mtx);
 		range_t *range = range_find(addr);
 		bool     err = range != NULL && range->state == range_shared
-		    && range_make_private(range, viewer_store, &run);
+		    && range_make_private(range, viewer_store, &start, &size);
 		malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 		if (!err) {
 			if (range == NULL) {
-				uffd_lift(addr, addr + PAGE);
+				view_lift(addr, PAGE);
 			}
-			uffd_wake(&run);
+			view_wake(start, size);
 			return;
 		}
 		/*
@@ -756,13 +753,15 @@ viewer_look(void) {
 /* Some more ranges become private.  Returns true when all have. */
 static bool
 viewer_settle_step(void) {
-	struct uffdio_range run;
+	uintptr_t start;
+	size_t    size;
 	malloc_mutex_lock(TSDN_NULL, &view_mtx);
 	for (unsigned n = 0; viewer_next < view_nranges && n < STEP_RANGES;
 	     viewer_next++) {
 		range_t *range = &view_ranges[viewer_next];
 		if (range->state == range_shared) {
-			if (range_make_private(range, viewer_store, &run)) {
+			if (range_make_private(
+			        range, viewer_store, &start, &size)) {
 				break;
 			}
 			/* Who waits is in the queue and will be woken. */
@@ -878,8 +877,7 @@ viewer_main(void *arg) {
 	viewer_live(viewer_present);
 	while (viewer_answer()) {
 		view_state_t state = state_get();
-		if (state == view_armed || state == view_lifting
-		    || state == view_settling) {
+		if (state_protects(state)) {
 			viewer_step(state);
 		} else {
 			uint32_t request = atomic_load_u32(
@@ -1040,9 +1038,9 @@ mesh_view_part(tsdn_t *tsdn) {
 	if (!mesh_fd_valid(store) || ranges_make_private(store->fd)) {
 		ranges_copy();
 	}
-	size_t    i = 0;
-	uintptr_t start, end;
-	bool      err = ranges_next_shared(&i, view_nranges, &start, &end);
+	size_t    i = 0, size;
+	uintptr_t start;
+	bool      err = ranges_next_shared(&i, view_nranges, &start, &size);
 	if (!err) {
 		state_set(view_settled);
 	}
@@ -1073,7 +1071,7 @@ mesh_view_pending(tsdn_t *tsdn, bool hurry) {
 	if (state == view_idle) {
 		return false;
 	}
-	if (state != view_lifted && state != view_settled) {
+	if (state_protects(state)) {
 		if (hurry) {
 			atomic_store_b(&view_hurry, true, ATOMIC_RELAXED);
 		}
@@ -1129,7 +1127,7 @@ bool
 mesh_view_postfork_child(tsdn_t *tsdn) {
 	malloc_mutex_postfork_child(tsdn, &view_mtx);
 	view_state_t state = state_get();
-	bool         err = (state == view_armed || state == view_settling)
+	bool         err = state_protects(state)
 	    && (!mesh_fd_valid(mesh_store_fd())
 	        || ranges_make_private(mesh_store_fd()->fd));
 	if (state != view_idle) {
