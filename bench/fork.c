@@ -1,7 +1,8 @@
 /*
- * One fork of a fragmented heap, and what it costs: the time that fork() takes,
- * handlers and all; how soon the child runs; how long a write in the parent has
- * to wait afterwards; how much memory parent and child take together as the
+ * Three forks of a fragmented heap, and what they cost: the first; one after all
+ * objects have been written, and one after nothing has: the time that fork() takes,
+ * handlers and all; how soon the child runs; after the last, how long a write in
+ * the parent has to wait, and how much memory parent and child take together as the
  * parent writes.  fork.py runs it.
  */
 #define _GNU_SOURCE
@@ -16,7 +17,7 @@ static const char usage[] =
     "usage: fork [-b MiB] [-z size] [-l live] [-f followers] [-w] [-u file]\n"
     "  -l  share of the objects that is not freed, per cent\n"
     "  -f  mesh so many slabs, if there are so many\n"
-    "  -w  write to all objects after the fork\n"
+    "  -w  write to all objects after the last fork\n"
     "  -u  a file whose number says how much memory is in use\n";
 
 static size_t      bytes = (size_t)1 << 30;
@@ -55,6 +56,100 @@ options_parse(int argc, char **argv) {
 	}
 }
 
+static uint64_t **objects;
+static size_t     nlive;
+
+/* Writes to all objects; returns the longest that one write took. */
+static uint64_t
+objects_write(void) {
+	uint64_t longest = 0;
+	for (size_t i = 0; i < nlive; i++) {
+		uint64_t before = now_ns();
+		*(volatile uint64_t *)objects[i] = i;
+		uint64_t took = now_ns() - before;
+		longest = took > longest ? took : longest;
+	}
+	return longest;
+}
+
+/* Also brings their pages into the page tables. */
+static uint64_t
+objects_sum(void) {
+	uint64_t sum = 0;
+	for (size_t i = 0; i < nlive; i++) {
+		sum += objects[i][0];
+	}
+	return sum;
+}
+
+typedef struct child_s child_t;
+struct child_s {
+	pid_t    pid;
+	int      quit;
+	uint64_t begin;
+	/* When fork() returned, and when the child ran. */
+	uint64_t parent_at;
+	uint64_t child_at;
+};
+
+/* A child that looks at all objects when it is let on. */
+static child_t
+child_start(uint64_t sum) {
+	static uint64_t *child_at;
+	if (child_at == NULL) {
+		child_at = outside_alloc_shared(sizeof(*child_at));
+	}
+	int quit[2];
+	if (pipe(quit) != 0) {
+		die("pipe");
+	}
+	child_t child = {.quit = quit[1], .begin = now_ns()};
+	child.pid = fork();
+	uint64_t now = now_ns();
+	if (child.pid == 0) {
+		*child_at = now;
+		close(quit[1]);
+		char c;
+		while (read(quit[0], &c, 1) > 0) {
+		}
+		_exit(objects_sum() != sum);
+	}
+	if (child.pid == -1) {
+		die("fork");
+	}
+	close(quit[0]);
+	child.parent_at = now;
+	/* So that it is no matter who runs first. */
+	while (*(volatile uint64_t *)child_at < child.begin) {
+		usleep(1000);
+	}
+	child.child_at = *child_at;
+	return child;
+}
+
+/* Returns whether it found an object changed. */
+static bool
+child_end(child_t *child) {
+	int status;
+	close(child->quit);
+	waitpid(child->pid, &status, 0);
+	return status != 0;
+}
+
+/* A child that nothing happens to, and a while for what follows its end. */
+static child_t
+child_once(uint64_t sum, bool *bad) {
+	child_t child = child_start(sum);
+	*bad |= child_end(&child);
+	sleep(2);
+	return child;
+}
+
+static double
+fork_ms(const child_t *child) {
+	return (double)(child->parent_at - child->begin) / 1e6;
+}
+
 /* Meshes until there are enough followers or no more to be had. */
 static uint64_t
 mesh(void) {
@@ -73,10 +168,9 @@ mesh(void) {
 int
 main(int argc, char **argv) {
 	options_parse(argc, argv);
-	size_t     n = bytes / size, nlive = 0;
-	rng_t      rng = {1};
-	uint64_t **objects = outside_alloc(n * sizeof(*objects));
-	uint64_t  *child_at = outside_alloc_shared(sizeof(*child_at));
+	size_t n = bytes / size;
+	rng_t  rng = {1};
+	objects = outside_alloc(n * sizeof(*objects));
 	for (size_t i = 0; i < n; i++) {
 		objects[i] = malloc(size);
 		objects[i][0] = i;
@@ -90,58 +184,29 @@ main(int argc, char **argv) {
 	}
 	ctl_do("thread.tcache.flush");
 	uint64_t followers = mesh(), maps = mappings();
-	/* Page tables as they are in a program that uses its heap. */
-	uint64_t sum = 0;
-	for (size_t i = 0; i < nlive; i++) {
-		sum += objects[i][0];
-	}
 
-	int quit[2];
-	if (pipe(quit) != 0) {
-		die("pipe");
-	}
+	bool    bad = false;
+	child_t first = child_once(objects_sum(), &bad);
+	objects_write();
+	child_t  written = child_once(objects_sum(), &bad);
+	uint64_t sum = objects_sum();
 	uint64_t used = file_number(usage_file);
-	uint64_t begin = now_ns();
-	pid_t    child = fork();
-	uint64_t end = now_ns();
-	if (child == 0) {
-		*child_at = end;
-		close(quit[1]);
-		char c;
-		while (read(quit[0], &c, 1) > 0) {
-		}
-		uint64_t again = 0;
-		for (size_t i = 0; i < nlive; i++) {
-			again += objects[i][0];
-		}
-		_exit(again != sum);
-	}
-	if (child == -1) {
-		die("fork");
-	}
-	uint64_t longest = 0, writing = now_ns();
-	for (size_t i = 0; with_writes && i < nlive; i++) {
-		uint64_t before = now_ns();
-		*(volatile uint64_t *)objects[i] = i;
-		uint64_t took = now_ns() - before;
-		longest = took > longest ? took : longest;
-	}
+	child_t  last = child_start(sum);
+	uint64_t writing = now_ns();
+	uint64_t longest = with_writes ? objects_write() : 0;
 	writing = now_ns() - writing;
 	uint64_t grown = file_number(usage_file);
-	close(quit[0]);
-	close(quit[1]);
-	int status;
-	waitpid(child, &status, 0);
+	bad |= child_end(&last);
 
 	printf(
 	    "{\"followers\": %llu, \"mappings\": %llu, \"fork_ms\": %.3f,"
-	    " \"child_ms\": %.3f, \"writing_ms\": %.3f,"
-	    " \"longest_write_ms\": %.3f, \"used_mb\": %.1f,"
-	    " \"grown_mb\": %.1f, \"child_bad\": %d}\n",
+	    " \"child_ms\": %.3f, \"written_ms\": %.3f, \"last_ms\": %.3f,"
+	    " \"writing_ms\": %.3f, \"longest_write_ms\": %.3f,"
+	    " \"used_mb\": %.1f, \"grown_mb\": %.1f, \"child_bad\": %d}\n",
 	    (unsigned long long)followers, (unsigned long long)maps,
-	    (double)(end - begin) / 1e6, (double)(*child_at - begin) / 1e6,
-	    (double)writing / 1e6, (double)longest / 1e6,
-	    (double)used / 1048576, ((double)grown - (double)used) / 1048576,
-	    status != 0);
-	return status != 0;
+	    fork_ms(&first), (double)(first.child_at - first.begin) / 1e6,
+	    fork_ms(&written), fork_ms(&last), (double)writing / 1e6,
+	    (double)longest / 1e6, (double)used / 1048576,
+	    ((double)grown - (double)used) / 1048576, bad);
+	return bad;
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""One fork of a fragmented and meshed heap against one of the stock twin's after
-the same allocations and frees: time of fork(), handlers and all, the longest write
-of the parent afterwards, and the memory that both take as the parent writes.
+"""Forks of a fragmented and meshed heap against those of the stock twin's after the
+same allocations and frees: time of fork(), handlers and all, the longest write of
+the parent afterwards, and the memory that both take as the parent writes.
 """
 
 import argparse
@@ -15,8 +15,10 @@ HERE = Path(__file__).resolve().parent
 TEST = HERE.parent / "test"
 PROGRAM = common.BUILD / "bench/fork"
 ROWS = (  # key, label, format
-    ("fork_ms", "fork() (ms)", "{:.1f}"),
+    ("fork_ms", "first fork() (ms)", "{:.1f}"),
     ("child_ms", "until the child's code runs (ms)", "{:.1f}"),
+    ("written_ms", "fork(), all written since (ms)", "{:.1f}"),
+    ("last_ms", "fork(), nothing written since (ms)", "{:.1f}"),
     ("longest_write_ms", "longest write of the parent (ms)", "{:.2f}"),
     ("writing_ms", "all writes (ms)", "{:.0f}"),
     ("used_mb", "memory before (MB)", "{:.1f}"),
