@@ -10,9 +10,9 @@
  *
  * A private range is registered for as long as it is protected and no longer,
  * since registration keeps the kernel from merging the mapping with its neighbours.
- * A spliced one stays registered if there can be a viewer (mesh_view.c): then the kernel maps
- * its pages read-only until they are written, and at a fork only pages that have
- * been written cost an interruption of all processors.
+ * A spliced one stays registered if there can be a viewer (mesh_view.c): then the
+ * kernel maps its pages read-only until they are written, and at a fork only pages
+ * that have been written cost an interruption of all processors.
  *
  * Where the process may not use that, all other threads are stopped for the time
  * of a batch (mesh_stop.c).

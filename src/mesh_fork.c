@@ -46,24 +46,23 @@ mesh_prefork0(tsdn_t *tsdn) {
 	}
 }
 
-typedef void (*slab_do_t)(arena_t *, edata_t *slab, const edata_t *leader);
+typedef void (*slab_do_t)(edata_t *slab, const edata_t *leader);
 
 static void
-slab_add(arena_t *arena, edata_t *slab, const edata_t *leader) {
-	(void)arena;
+slab_add(edata_t *slab, const edata_t *leader) {
 	if (!edata_mesh_frozen_get(slab)) {
 		mesh_view_add(slab, leader);
 	}
 }
 
 static void
-slab_freeze(arena_t *arena, edata_t *slab, const edata_t *leader) {
+slab_freeze(edata_t *slab, const edata_t *leader) {
 	(void)leader;
-	mesh_group_freeze(arena, slab);
+	mesh_group_freeze(arena_get_from_edata(slab), slab);
 }
 
 static void
-bin_do(arena_t *arena, bin_t *bin, slab_do_t slab_do) {
+bin_do(const bin_t *bin, slab_do_t slab_do) {
 	mesh_group_t *group;
 	ql_foreach (group, &bin->mesh.groups, link) {
 		/* Most of the time would go into waiting for memory. */
@@ -74,10 +73,10 @@ bin_do(arena_t *arena, bin_t *bin, slab_do_t slab_do) {
 			util_prefetch_read(
 			    edata_list_active_first(&next->followers));
 		}
-		slab_do(arena, group->leader, group->leader);
+		slab_do(group->leader, group->leader);
 		edata_t *follower;
 		ql_foreach (follower, &group->followers.head, ql_link_active) {
-			slab_do(arena, follower, group->leader);
+			slab_do(follower, group->leader);
 		}
 	}
 }
@@ -92,8 +91,7 @@ slabs_do(tsdn_t *tsdn, slab_do_t slab_do) {
 		}
 		for (szind_t j = 0; j < SC_NBINS; j++) {
 			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
-				bin_do(
-				    arena, arena_get_bin(arena, j, k), slab_do);
+				bin_do(arena_get_bin(arena, j, k), slab_do);
 			}
 		}
 	}

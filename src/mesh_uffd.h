@@ -29,20 +29,24 @@ mesh_uffd_unregister(int fd, uintptr_t start, size_t size) {
 	return ioctl(fd, UFFDIO_UNREGISTER, &range) != 0;
 }
 
+static inline bool
+mesh_uffd_writeprotect(int fd, uintptr_t start, size_t size, uint64_t mode) {
+	struct uffdio_writeprotect wp = {
+	    .range = {.start = start, .len = size}, .mode = mode};
+	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) != 0;
+}
+
 /* From here on who writes there waits. */
 static inline bool
 mesh_uffd_protect(int fd, uintptr_t start, size_t size) {
-	struct uffdio_writeprotect wp = {.range = {.start = start, .len = size},
-	    .mode = UFFDIO_WRITEPROTECT_MODE_WP};
-	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) != 0;
+	return mesh_uffd_writeprotect(
+	    fd, start, size, UFFDIO_WRITEPROTECT_MODE_WP);
 }
 
 /* Also wakes who waits. */
 static inline bool
 mesh_uffd_lift(int fd, uintptr_t start, size_t size) {
-	struct uffdio_writeprotect wp = {
-	    .range = {.start = start, .len = size}, .mode = 0};
-	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) != 0;
+	return mesh_uffd_writeprotect(fd, start, size, 0);
 }
 
 /* Needs no registration: the range may have another mapping by now. */

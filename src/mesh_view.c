@@ -369,7 +369,6 @@ mesh_view_list(tsdn_t *tsdn) {
 	view_ranges = sorted;
 	view_nranges = begun_n;
 	view_size = begun_size;
-	view_nfrozen = 0;
 	state_set(view_lifted);
 	malloc_mutex_unlock(tsdn, &view_mtx);
 }
@@ -674,10 +673,10 @@ viewer_live(viewer_life_t life) {
 
 /* With the descriptor all that is registered goes. */
 static void
-viewer_end(viewer_life_t life) {
+viewer_end(void) {
 	malloc_close(viewer_pagemap);
 	malloc_close(viewer_barrier.fd);
-	viewer_live(life);
+	viewer_live(viewer_absent);
 }
 
 /* Somebody waits to write to addr. */
@@ -778,9 +777,7 @@ viewer_step(view_state_t state) {
 	switch (state) {
 	case view_armed:
 		viewer_faults(hurry ? STEP_MS : LOOK_MS);
-		if (!atomic_load_b(&view_forking, ATOMIC_RELAXED)) {
-			viewer_look();
-		}
+		viewer_look();
 		break;
 	case view_lifting:
 		viewer_faults(hurry ? 0 : STEP_MS);
@@ -812,7 +809,7 @@ viewer_answer(void) {
 		if (state_get() == view_lifting) {
 			viewer_disarm(view_lifted);
 		}
-		viewer_end(viewer_absent);
+		viewer_end();
 		more = false;
 		break;
 	default:
