@@ -153,22 +153,39 @@ slab_member(const edata_t *slab) {
 	        || group->leader == slab);
 }
 
+/*
+ * The bin of a slab that may be gone again: then of another extent, or NULL.  Its
+ * fields are read at once, as they may be changing.
+ */
+static bin_t *
+slab_bin_seen(const emap_full_alloc_ctx_t *ctx) {
+	edata_t seen;
+	seen.e_bits = *(const volatile uint64_t *)&ctx->edata->e_bits;
+	if (edata_szind_get_maybe_invalid(&seen) != ctx->szind
+	    || ctx->szind >= SC_NBINS) {
+		return NULL;
+	}
+	unsigned shard = (unsigned)((seen.e_bits & EDATA_BITS_BINSHARD_MASK)
+	    >> EDATA_BITS_BINSHARD_SHIFT);
+	arena_t *arena = arena_get_from_edata(&seen);
+	return arena != NULL && shard < bin_infos[ctx->szind].n_shards
+	    ? arena_get_bin(arena, ctx->szind, shard)
+	    : NULL;
+}
+
 void
 mesh_group_freeze_at(tsdn_t *tsdn, const void *addr) {
 	emap_full_alloc_ctx_t ctx, again;
-	if (!slab_at(tsdn, addr, &ctx)
-	    || edata_binshard_get(ctx.edata) >= bin_infos[ctx.szind].n_shards) {
+	bin_t                *bin;
+	if (!slab_at(tsdn, addr, &ctx) || (bin = slab_bin_seen(&ctx)) == NULL) {
 		return;
 	}
-	arena_t *arena = arena_get_from_edata(ctx.edata);
-	bin_t   *bin = arena_get_bin(
-	      arena, ctx.szind, edata_binshard_get(ctx.edata));
 	malloc_mutex_lock(tsdn, &bin->lock);
 	/* A member stays what it is as long as its bin is locked. */
 	if (slab_at(tsdn, addr, &again) && again.edata == ctx.edata
-	    && again.szind == ctx.szind && slab_member(ctx.edata)
-	    && slab_bin(arena, ctx.edata) == bin) {
-		mesh_group_freeze(arena, ctx.edata);
+	    && slab_bin_seen(&again) == bin && slab_member(again.edata)) {
+		mesh_group_freeze(
+		    arena_get_from_edata(again.edata), again.edata);
 	}
 	malloc_mutex_unlock(tsdn, &bin->lock);
 }
