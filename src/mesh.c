@@ -52,6 +52,7 @@
  *     mesh_store ---'              the memfd, its windows and generations
  *
  *     mesh_fork, mesh_view         fork: private views, made lazily
+ *     mesh_libc                    what a child's C library writes before that
  *     mesh_tidy                    one mapping again of what passes have cut up
  *     mesh_place                   random placement of regions
  *     mesh_reserve                 fresh slabs of a class side by side

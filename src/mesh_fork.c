@@ -30,6 +30,7 @@
 
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_libc.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
@@ -138,9 +139,11 @@ mesh_prefork1(tsdn_t *tsdn) {
 	if (!mesh_store_is_open()) {
 		return;
 	}
+	mesh_libc_lock();
 	/* Nothing has been meshed since there is a list. */
 	fork_refused = (!mesh_view_listed() && ranges_list(tsdn))
-	    || mesh_view_part(tsdn);
+	    || mesh_view_part(tsdn) || mesh_libc_part(tsdn);
+	mesh_libc_unlock();
 	fork_parted = mesh_view_settled(tsdn);
 	if (fork_parted) {
 		slabs_do(tsdn, slab_freeze);

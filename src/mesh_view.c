@@ -41,8 +41,9 @@
  * range that is registered with another one does not learn of its faults: so the
  * viewer ends before there is a new one.  It takes no lock but view_mtx and
  * touches no heap page, since whoever waits for it may hold any other.  Where there
- * is no viewer - no background threads, no userfaultfd - all ranges are made
- * private before the fork.
+ * is no viewer - no background threads, no userfaultfd, not glibc - all ranges are
+ * made private before the fork; and in any case those that a child writes to before
+ * it can map its views (mesh_libc.c).
  *
  * Called by mesh_fork, by mesh_group for what is freed meanwhile, by mesh_pass.
  * view_mtx is a leaf and guards the table, its states and the places.
@@ -55,6 +56,7 @@
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_libc.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
@@ -892,6 +894,7 @@ viewer_main(void *arg) {
 static bool
 viewer_wanted(tsdn_t *tsdn) {
 	if (!have_background_thread || !background_thread_enabled()
+	    || !mesh_libc_known()
 	    || mesh_barrier_get() != mesh_barrier_userfaultfd
 	    || atomic_load_u32(&viewer_life, ATOMIC_RELAXED) != viewer_absent) {
 		return false;
@@ -1041,6 +1044,28 @@ mesh_view_part(tsdn_t *tsdn) {
 	if (!err) {
 		state_set(view_settled);
 	}
+	malloc_mutex_unlock(tsdn, &view_mtx);
+	return err;
+}
+
+bool
+mesh_view_part_at(tsdn_t *tsdn, uintptr_t addr) {
+	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
+	if (view_nranges == 0 || addr < view_ranges[0].addr) {
+		return false;
+	}
+	/* Only states change, without the mesh lock. */
+	range_t *range = range_find(addr);
+	if (range == NULL) {
+		return false;
+	}
+	const mesh_fd_t *store = mesh_store_fd();
+	uintptr_t        start;
+	size_t           size;
+	malloc_mutex_lock(tsdn, &view_mtx);
+	bool err = range->state == range_shared
+	    && (!mesh_fd_valid(store)
+	        || range_make_private(range, store->fd, &start, &size));
 	malloc_mutex_unlock(tsdn, &view_mtx);
 	return err;
 }

@@ -624,6 +624,103 @@ run_ends(void) {
 	expect(results->count == 9, "functions for the end were called");
 }
 
+/******************************************************************************/
+/* What a child's C library sets back before any handler runs. */
+
+#define NSTREAMS 200
+#define NOWNERS 48
+#define NPADS 15
+/* glibc has the values of later keys on the heap, 32 at a time. */
+#define NKEYS 40
+#define VALUES_SIZE ((size_t)512)
+/* A stream of fopen(), all told. */
+#define STREAM_SIZE ((size_t)472)
+
+typedef struct {
+	pthread_t thread;
+	void     *pads[NPADS];
+} owner_t;
+
+static FILE             *streams[NSTREAMS];
+static pthread_key_t     late_key;
+static pthread_barrier_t owners_turn;
+
+/* A thread with a value for a late key, in a slab with little else. */
+static void *
+owner_main(void *arg) {
+	owner_t *owner = arg;
+	for (unsigned i = 0; i < NPADS; i++) {
+		owner->pads[i] = malloc(VALUES_SIZE);
+	}
+	pthread_setspecific(late_key, owner);
+	for (unsigned i = 0; i < NPADS; i++) {
+		free(owner->pads[i]);
+	}
+	ctl_do("thread.tcache.flush");
+	pthread_barrier_wait(&owners_turn);
+	/* A child is born. */
+	pthread_barrier_wait(&owners_turn);
+	expect(pthread_getspecific(late_key) == owner,
+	    "a thread has its value after a fork");
+	return NULL;
+}
+
+static void *
+streams_try(void *arg) {
+	for (unsigned i = 0; i < NSTREAMS; i++) {
+		expect(ftrylockfile(streams[i]) != 0,
+		    "a stream is locked after a fork");
+	}
+	return arg;
+}
+
+static void
+run_libc(void) {
+	static owner_t owners[NOWNERS];
+	static void   *pads[NSTREAMS][NPADS];
+	for (unsigned i = 0; i < NSTREAMS; i++) {
+		streams[i] = fopen("/dev/null", "w");
+		if (streams[i] == NULL) {
+			die("fopen");
+		}
+		for (unsigned j = 0; j < NPADS; j++) {
+			pads[i][j] = malloc(STREAM_SIZE);
+		}
+	}
+	for (unsigned i = 0; i < NSTREAMS; i++) {
+		for (unsigned j = 0; j < NPADS; j++) {
+			free(pads[i][j]);
+		}
+	}
+	for (unsigned i = 0; i < NKEYS; i++) {
+		pthread_key_create(&late_key, NULL);
+	}
+	pthread_barrier_init(&owners_turn, NULL, NOWNERS + 1);
+	for (unsigned i = 0; i < NOWNERS; i++) {
+		thread_start(&owners[i].thread, owner_main, &owners[i]);
+	}
+	pthread_barrier_wait(&owners_turn);
+	ctl_do("thread.tcache.flush");
+	mesh_pass();
+	for (unsigned i = 0; i < NSTREAMS; i++) {
+		results->count += mesh_range(streams[i], STREAM_SIZE);
+		flockfile(streams[i]);
+	}
+
+	pid_t pid = fork_or_die();
+	if (pid == 0) {
+		_exit(0);
+	}
+	child_wait(pid, 0);
+	pthread_t thread;
+	thread_start(&thread, streams_try, NULL);
+	pthread_join(thread, NULL);
+	pthread_barrier_wait(&owners_turn);
+	for (unsigned i = 0; i < NOWNERS; i++) {
+		pthread_join(owners[i].thread, NULL);
+	}
+}
+
 int
 main(int argc, char **argv) {
 	static const scenario_t scenarios[] = {
@@ -639,6 +736,7 @@ main(int argc, char **argv) {
 	    {"cancel", run_cancel},
 	    {"main_exit", run_main_exit},
 	    {"ends", run_ends},
+	    {"libc", run_libc},
 	};
 	if (argc > 2 && strcmp(argv[2], "first") == 0) {
 		files_take();

@@ -79,6 +79,14 @@ def test_process_signal(program, scenario):
         assert result["count"] == 0, result
 
 
+@pytest.mark.parametrize("lib", ["release", "debug"])
+@pytest.mark.parametrize("conf", ["", ",background_thread:false", ",mesh_barrier:signal"])
+def test_what_libc_sets_back(program, lib, conf):
+    """A child's C library leaves locks of streams and threads' values to the parent."""
+    result = good(program("odd").run("libc", lib=lib, conf=REQUEST + conf))
+    assert result["count"] > 50, result
+
+
 @pytest.mark.xfail(reason="a child needs a descriptor or userfaultfd for what is meshed")
 def test_rights_given_up(program):
     """A daemon closes all, is no longer root, and forks."""
