@@ -51,7 +51,8 @@
  *     mesh_stop     |              stop the world, one of the barriers
  *     mesh_store ---'              the memfd, its windows and generations
  *
- *     mesh_fork, mesh_view         fork: private views, made lazily
+ *     mesh_fork, mesh_view         fork: private views, made lazily, of the ranges
+ *     mesh_table                   in a table
  *     mesh_libc                    what a child's C library writes before that
  *     mesh_tidy                    one mapping again of what passes have cut up
  *     mesh_place                   random placement of regions

@@ -35,6 +35,9 @@
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
 
+/* Groups that are looked ahead to. */
+#define PREFETCH_GROUPS 8
+
 /* All ranges were private before the fork under way. */
 static bool fork_parted;
 /* Children cannot live: the kernel refused to part their memory from ours. */
@@ -62,17 +65,29 @@ slab_freeze(edata_t *slab, const edata_t *leader) {
 	mesh_group_freeze(arena_get_from_edata(slab), slab);
 }
 
+/* The group n after this one, or NULL. */
+static mesh_group_t *
+group_after(const bin_t *bin, mesh_group_t *group, unsigned n) {
+	for (; group != NULL && n > 0; n--) {
+		group = ql_next(&bin->mesh.groups, group, link);
+	}
+	return group;
+}
+
 static void
 bin_do(const bin_t *bin, slab_do_t slab_do) {
 	mesh_group_t *group;
+	mesh_group_t *ahead = group_after(
+	    bin, ql_first(&bin->mesh.groups), PREFETCH_GROUPS);
 	ql_foreach (group, &bin->mesh.groups, link) {
 		/* Most of the time would go into waiting for memory. */
-		mesh_group_t *next = ql_next(&bin->mesh.groups, group, link);
-		if (next != NULL && next->nfollowers > 0) {
-			util_prefetch_read(next->link.qre_next);
-			util_prefetch_read(next->leader);
-			util_prefetch_read(
-			    edata_list_active_first(&next->followers));
+		if (ahead != NULL) {
+			util_prefetch_read(ahead->leader);
+			if (ahead->nfollowers > 0) {
+				util_prefetch_read(edata_list_active_first(
+				    &ahead->followers));
+			}
+			ahead = group_after(bin, ahead, 1);
 		}
 		slab_do(group->leader, group->leader);
 		edata_t *follower;

@@ -21,14 +21,8 @@
  *                      |  +---------fork---------+----------+
  *                      +--took long--> settling --> settled --> idle
  *
- * A range, a slab's, is in the table, sorted by address, as
- *
- *     shared   still the store's; protected
- *     private  has its own view
- *     gone     was given back
- *
- * A state is written after what it says was done, and a writer is let on after
- * that: whatever a child finds in its copy of the table, it has lost nothing.
+ * The ranges are in a table (mesh_table.c).  A writer is let on after the range's
+ * state is written.
  *
  * While there is a table nothing is meshed, so it serves the next fork, too, and
  * its slabs need not be touched.  Before it goes, those that have become private
@@ -61,6 +55,7 @@
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_table.h"
 #include "jemalloc/internal/mesh_uffd.h"
 #include "jemalloc/internal/mesh_view.h"
 
@@ -101,18 +96,6 @@
 #define LOOK_MS 10
 #define STEP_MS 1
 
-typedef enum { range_shared, range_private, range_gone } range_state_t;
-
-typedef struct range_s range_t;
-struct range_s {
-	uintptr_t addr;
-	/* Where in the store it is: the address of the leader. */
-	uintptr_t leader;
-	uint32_t  size;
-	/* A range_state_t. */
-	uint32_t state;
-};
-
 /* Where in the store a leader was. */
 typedef struct place_s place_t;
 struct place_s {
@@ -147,16 +130,11 @@ typedef enum {
 } viewer_life_t;
 
 static malloc_mutex_t view_mtx;
-/* The table, and the size of its mapping. */
-static range_t *view_ranges;
-static size_t   view_nranges;
-static size_t   view_size;
+static mesh_table_t   view_table;
 /* How many of them have been frozen if need be; guarded by the mesh lock. */
 static size_t view_nfrozen;
-/* The table that is being made for a fork, with room for sorting it. */
-static range_t *begun_ranges;
-static size_t   begun_size;
-static size_t   begun_n;
+/* The table that is being made for a fork. */
+static mesh_table_t begun_table;
 
 /* Places of the store that leaders have left; room for so many. */
 static place_t    *view_places;
@@ -220,157 +198,41 @@ mesh_view_boot(void) {
 /******************************************************************************/
 /* The table. */
 
-static uintptr_t
-range_end(const range_t *range) {
-	return range->addr + range->size;
-}
-
-/* The range that addr lies in, or NULL. */
-static range_t *
-range_find(uintptr_t addr) {
-	size_t lo = 0, hi = view_nranges;
-	while (lo < hi) {
-		size_t mid = lo + (hi - lo) / 2;
-		if (range_end(&view_ranges[mid]) <= addr) {
-			lo = mid + 1;
-		} else {
-			hi = mid;
-		}
-	}
-	return lo < view_nranges && view_ranges[lo].addr <= addr
-	    ? &view_ranges[lo]
-	    : NULL;
-}
-
-/* Whether b goes on in the address space and in the store where a ends. */
-static bool
-range_continues(const range_t *a, const range_t *b) {
-	return a->state == range_shared && b->state == range_shared
-	    && range_end(a) == b->addr && a->leader + a->size == b->leader;
-}
-
-/*
- * Gives a shared range its view, by a descriptor of the store, and its
- * neighbours with which it is one mapping: to divide it might need more mappings
- * than there are.  Returns true if the kernel refused; what has changed else are
- * size bytes from start on.
- */
-static bool
-range_make_private(range_t *range, int fd, uintptr_t *start, size_t *size) {
-	range_t *first = range, *last = range;
-	range_t *end = &view_ranges[view_nranges];
-	while (first > view_ranges && range_continues(first - 1, first)) {
-		first--;
-	}
-	while (last + 1 < end && range_continues(last, last + 1)) {
-		last++;
-	}
-	*start = first->addr;
-	*size = range_end(last) - first->addr;
-	unsigned tries = 0;
-	while (mmap((void *)first->addr, *size, PROT_READ | PROT_WRITE,
-	           MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
-	           (off_t)first->leader)
-	    == MAP_FAILED) {
-		if (!mesh_range_try_again((void *)first->addr, *size, &tries)) {
-			return true;
-		}
-	}
-	/* Not before: see above. */
-	atomic_fence(ATOMIC_RELEASE);
-	for (range_t *r = first; r <= last; r++) {
-		r->state = range_private;
-	}
-	return false;
-}
-
 /* Returns true if the kernel refused for any; view_mtx is held. */
 static bool
 ranges_make_private(int fd) {
 	bool      err = false;
 	uintptr_t start;
 	size_t    size;
-	for (size_t i = 0; i < view_nranges; i++) {
-		if (view_ranges[i].state == range_shared) {
-			err |= range_make_private(
-			    &view_ranges[i], fd, &start, &size);
+	for (size_t i = 0; i < view_table.n; i++) {
+		if (mesh_range_state(&view_table.ranges[i])
+		    == mesh_range_shared) {
+			err |= mesh_table_make_private(&view_table,
+			    &view_table.ranges[i], fd, &start, &size);
 		}
 	}
 	return err;
 }
 
-/* Sorts by address; returns where the result is, a or b. */
-static range_t *
-ranges_sort(range_t *a, range_t *b, size_t n) {
-	enum { lg_radix = 12, radix = 1 << lg_radix };
-	static uint32_t counts[radix];
-	for (unsigned shift = LG_PAGE; shift < LG_VADDR; shift += lg_radix) {
-		memset(counts, 0, sizeof(counts));
-		for (size_t i = 0; i < n; i++) {
-			counts[(a[i].addr >> shift) & (radix - 1)]++;
-		}
-		if (counts[(a[0].addr >> shift) & (radix - 1)] == n) {
-			continue;
-		}
-		uint32_t before = 0;
-		for (unsigned i = 0; i < radix; i++) {
-			uint32_t count = counts[i];
-			counts[i] = before;
-			before += count;
-		}
-		for (size_t i = 0; i < n; i++) {
-			b[counts[(a[i].addr >> shift) & (radix - 1)]++] = a[i];
-		}
-		range_t *t = a;
-		a = b;
-		b = t;
-	}
-	return a;
-}
-
 bool
 mesh_view_begin(size_t n) {
-	bool commit = true;
-	begun_size = PAGE_CEILING(n * sizeof(range_t));
-	bool huge = begun_size >= HUGEPAGE;
-	if (huge) {
-		begun_size = HUGEPAGE_CEILING(begun_size);
-	}
-	begun_ranges = (range_t *)pages_map(
-	    NULL, 2 * begun_size, huge ? HUGEPAGE : PAGE, &commit);
-	begun_n = 0;
-	if (begun_ranges == NULL) {
-		return true;
-	}
-	if (huge) {
-		/* Thousands of page faults would take longer than the rest. */
-		(void)pages_huge(begun_ranges, 2 * begun_size);
-	}
-	return false;
+	return mesh_table_begin(&begun_table, n);
 }
 
 void
 mesh_view_add(const edata_t *slab, const edata_t *leader) {
-	begun_ranges[begun_n++] = (range_t){
-	    .addr = (uintptr_t)edata_addr_get(slab),
-	    .leader = (uintptr_t)edata_addr_get(leader),
-	    .size = (uint32_t)edata_size_get(slab),
-	    .state = range_shared};
+	mesh_table_add(&begun_table, slab, leader);
 }
 
 void
 mesh_view_list(tsdn_t *tsdn) {
-	if (begun_n == 0) {
-		pages_unmap(begun_ranges, 2 * begun_size);
+	if (begun_table.n == 0) {
+		mesh_table_drop(&begun_table);
 		return;
 	}
-	range_t *spare = (range_t *)((byte_t *)begun_ranges + begun_size);
-	range_t *sorted = ranges_sort(begun_ranges, spare, begun_n);
-	pages_unmap(sorted == spare ? begun_ranges : spare, begun_size);
+	mesh_table_sort(&begun_table);
 	malloc_mutex_lock(tsdn, &view_mtx);
-	view_ranges = sorted;
-	view_nranges = begun_n;
-	view_size = begun_size;
+	view_table = begun_table;
 	state_set(view_lifted);
 	malloc_mutex_unlock(tsdn, &view_mtx);
 }
@@ -378,9 +240,7 @@ mesh_view_list(tsdn_t *tsdn) {
 /* view_mtx is held. */
 static void
 table_drop(void) {
-	pages_unmap(view_ranges, view_size);
-	view_ranges = NULL;
-	view_nranges = 0;
+	mesh_table_drop(&view_table);
 	state_set(view_idle);
 }
 
@@ -393,17 +253,17 @@ ranges_freeze(tsdn_t *tsdn) {
 	enum { some = 64 };
 	uintptr_t addrs[some];
 	unsigned  n, total = 0;
-	for (; view_nfrozen < view_nranges && total < FREEZE_RANGES;
+	for (; view_nfrozen < view_table.n && total < FREEZE_RANGES;
 	     total += n) {
 		n = 0;
 		malloc_mutex_lock(tsdn, &view_mtx);
-		size_t end = view_nfrozen + FREEZE_LOOK < view_nranges
+		size_t end = view_nfrozen + FREEZE_LOOK < view_table.n
 		    ? view_nfrozen + FREEZE_LOOK
-		    : view_nranges;
+		    : view_table.n;
 		for (; view_nfrozen < end && n < some; view_nfrozen++) {
-			range_t *range = &view_ranges[view_nfrozen];
-			if (range->state == range_private) {
-				addrs[n++] = range->addr;
+			mesh_range_t *range = &view_table.ranges[view_nfrozen];
+			if (mesh_range_state(range) == mesh_range_private) {
+				addrs[n++] = mesh_range_addr(range);
 			}
 		}
 		malloc_mutex_unlock(tsdn, &view_mtx);
@@ -411,7 +271,7 @@ ranges_freeze(tsdn_t *tsdn) {
 			mesh_group_freeze_at(tsdn, (void *)addrs[i]);
 		}
 	}
-	return view_nfrozen == view_nranges;
+	return view_nfrozen == view_table.n;
 }
 
 /******************************************************************************/
@@ -543,27 +403,6 @@ view_lift(uintptr_t start, size_t size) {
 	}
 }
 
-/*
- * The next shared ranges that lie side by side, from *i on and before stop: size
- * bytes from start on.  Returns false if there is none; *i is what comes then.
- */
-static bool
-ranges_next_shared(size_t *i, size_t stop, uintptr_t *start, size_t *size) {
-	while (*i < stop && view_ranges[*i].state != range_shared) {
-		(*i)++;
-	}
-	if (*i == stop) {
-		return false;
-	}
-	*start = view_ranges[*i].addr;
-	*size = 0;
-	while (*i < stop && view_ranges[*i].state == range_shared
-	    && view_ranges[*i].addr == *start + *size) {
-		*size += view_ranges[(*i)++].size;
-	}
-	return true;
-}
-
 /* Protects the table; most ranges have been registered before. */
 static bool
 viewer_protect(void) {
@@ -573,7 +412,8 @@ viewer_protect(void) {
 	while (more && !err) {
 		/* What is given back meanwhile must not be protected. */
 		malloc_mutex_lock(TSDN_NULL, &view_mtx);
-		more = ranges_next_shared(&i, view_nranges, &start, &size);
+		more = mesh_table_next_shared(
+		    &view_table, &i, view_table.n, &start, &size);
 		err = more && view_protect(start, size)
 		    && (mesh_uffd_register(viewer_barrier.fd, start, size)
 		        || view_protect(start, size));
@@ -607,15 +447,16 @@ viewer_left_step(void) {
 static bool
 viewer_lift_step(void) {
 	malloc_mutex_lock(TSDN_NULL, &view_mtx);
-	size_t    stop = viewer_next + STEP_RANGES < view_nranges
+	size_t    stop = viewer_next + STEP_RANGES < view_table.n
 	       ? viewer_next + STEP_RANGES
-	       : view_nranges;
+	       : view_table.n;
 	uintptr_t start;
 	size_t    size;
-	while (ranges_next_shared(&viewer_next, stop, &start, &size)) {
+	while (mesh_table_next_shared(
+	    &view_table, &viewer_next, stop, &start, &size)) {
 		view_lift(start, size);
 	}
-	bool done = (stop == view_nranges);
+	bool done = (stop == view_table.n);
 	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 	return done;
 }
@@ -639,8 +480,9 @@ viewer_store_open(void) {
 static void
 viewer_disarm(view_state_t state) {
 	/* Who waited for a range that was made private, or given back. */
-	uintptr_t start = view_ranges[0].addr;
-	view_wake(start, range_end(&view_ranges[view_nranges - 1]) - start);
+	uintptr_t start = mesh_range_addr(&view_table.ranges[0]);
+	view_wake(start,
+	    mesh_range_end(&view_table.ranges[view_table.n - 1]) - start);
 	malloc_close(viewer_store);
 	viewer_store = -1;
 	state_set(state);
@@ -688,9 +530,11 @@ viewer_fault(uintptr_t addr) {
 	size_t    size = PAGE;
 	for (;;) {
 		malloc_mutex_lock(TSDN_NULL, &view_mtx);
-		range_t *range = range_find(addr);
-		bool     err = range != NULL && range->state == range_shared
-		    && range_make_private(range, viewer_store, &start, &size);
+		mesh_range_t *range = mesh_table_find(&view_table, addr);
+		bool          err = range != NULL
+		    && mesh_range_state(range) == mesh_range_shared
+		    && mesh_table_make_private(
+		        &view_table, range, viewer_store, &start, &size);
 		malloc_mutex_unlock(TSDN_NULL, &view_mtx);
 		if (!err) {
 			if (range == NULL) {
@@ -757,12 +601,12 @@ viewer_settle_step(void) {
 	uintptr_t start;
 	size_t    size;
 	malloc_mutex_lock(TSDN_NULL, &view_mtx);
-	for (unsigned n = 0; viewer_next < view_nranges && n < STEP_RANGES;
+	for (unsigned n = 0; viewer_next < view_table.n && n < STEP_RANGES;
 	     viewer_next++) {
-		range_t *range = &view_ranges[viewer_next];
-		if (range->state == range_shared) {
-			if (range_make_private(
-			        range, viewer_store, &start, &size)) {
+		mesh_range_t *range = &view_table.ranges[viewer_next];
+		if (mesh_range_state(range) == mesh_range_shared) {
+			if (mesh_table_make_private(&view_table, range,
+			        viewer_store, &start, &size)) {
 				break;
 			}
 			/* Who waits is in the queue and will be woken. */
@@ -770,7 +614,7 @@ viewer_settle_step(void) {
 		}
 	}
 	malloc_mutex_unlock(TSDN_NULL, &view_mtx);
-	return viewer_next == view_nranges;
+	return viewer_next == view_table.n;
 }
 
 static void
@@ -968,15 +812,15 @@ mesh_view_barrier_open(void) {
 }
 
 static void
-range_copy(range_t *range) {
-	void *addr = (void *)range->addr;
-	if (mesh_barrier_raise(addr, range->size)) {
+range_copy(mesh_range_t *range) {
+	void *addr = (void *)mesh_range_addr(range);
+	if (mesh_barrier_raise(addr, mesh_range_size(range))) {
 		return;
 	}
-	bool err = mesh_unsplice_copy(addr, range->size);
-	mesh_barrier_lower(addr, range->size, !err);
+	bool err = mesh_unsplice_copy(addr, mesh_range_size(range));
+	mesh_barrier_lower(addr, mesh_range_size(range), !err);
 	if (!err) {
-		range->state = range_private;
+		mesh_range_state_set(range, mesh_range_private);
 	}
 }
 
@@ -992,20 +836,22 @@ ranges_copy(void) {
 	}
 	unsigned tries = 0;
 	size_t   begin = 0;
-	while (begin < view_nranges && tries < COPY_TRIES) {
+	while (begin < view_table.n && tries < COPY_TRIES) {
 		size_t next = begin;
 		if (mesh_barrier_begin() == NULL) {
-			size_t end = begin + COPY_RANGES < view_nranges
+			size_t end = begin + COPY_RANGES < view_table.n
 			    ? begin + COPY_RANGES
-			    : view_nranges;
+			    : view_table.n;
 			for (size_t i = begin; i < end; i++) {
-				if (view_ranges[i].state == range_shared) {
-					range_copy(&view_ranges[i]);
+				if (mesh_range_state(&view_table.ranges[i])
+				    == mesh_range_shared) {
+					range_copy(&view_table.ranges[i]);
 				}
 			}
 			mesh_barrier_end();
 			while (next < end
-			    && view_ranges[next].state != range_shared) {
+			    && mesh_range_state(&view_table.ranges[next])
+			        != mesh_range_shared) {
 				next++;
 			}
 		}
@@ -1040,7 +886,8 @@ mesh_view_part(tsdn_t *tsdn) {
 	}
 	size_t    i = 0, size;
 	uintptr_t start;
-	bool      err = ranges_next_shared(&i, view_nranges, &start, &size);
+	bool      err = mesh_table_next_shared(
+	         &view_table, &i, view_table.n, &start, &size);
 	if (!err) {
 		state_set(view_settled);
 	}
@@ -1051,11 +898,12 @@ mesh_view_part(tsdn_t *tsdn) {
 bool
 mesh_view_part_at(tsdn_t *tsdn, uintptr_t addr) {
 	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
-	if (view_nranges == 0 || addr < view_ranges[0].addr) {
+	if (view_table.n == 0
+	    || addr < mesh_range_addr(&view_table.ranges[0])) {
 		return false;
 	}
 	/* Only states change, without the mesh lock. */
-	range_t *range = range_find(addr);
+	mesh_range_t *range = mesh_table_find(&view_table, addr);
 	if (range == NULL) {
 		return false;
 	}
@@ -1063,9 +911,10 @@ mesh_view_part_at(tsdn_t *tsdn, uintptr_t addr) {
 	uintptr_t        start;
 	size_t           size;
 	malloc_mutex_lock(tsdn, &view_mtx);
-	bool err = range->state == range_shared
+	bool err = mesh_range_state(range) == mesh_range_shared
 	    && (!mesh_fd_valid(store)
-	        || range_make_private(range, store->fd, &start, &size));
+	        || mesh_table_make_private(
+	            &view_table, range, store->fd, &start, &size));
 	malloc_mutex_unlock(tsdn, &view_mtx);
 	return err;
 }
@@ -1117,14 +966,15 @@ mesh_view_unsplice(tsdn_t *tsdn, void *addr, size_t size) {
 		return mesh_unsplice(addr, size);
 	}
 	malloc_mutex_lock(tsdn, &view_mtx);
-	range_t *range = range_find((uintptr_t)addr);
+	mesh_range_t *range = mesh_table_find(&view_table, (uintptr_t)addr);
 	if (range != NULL) {
-		if (state_get() == view_lifted && range->state == range_shared
-		    && range->addr == range->leader) {
+		if (state_get() == view_lifted
+		    && mesh_range_state(range) == mesh_range_shared
+		    && mesh_range_addr(range) == mesh_range_leader(range)) {
 			/* Nobody reads it. */
 			mesh_store_punch(addr, size);
 		}
-		range->state = range_gone;
+		mesh_range_state_set(range, mesh_range_gone);
 	}
 	mesh_unsplice_t result = mesh_unsplice(addr, size);
 	malloc_mutex_unlock(tsdn, &view_mtx);
