@@ -30,7 +30,6 @@
 
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_group.h"
-#include "jemalloc/internal/mesh_libc.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
@@ -84,8 +83,8 @@ bin_do(const bin_t *bin, slab_do_t slab_do) {
 		if (ahead != NULL) {
 			util_prefetch_read(ahead->leader);
 			if (ahead->nfollowers > 0) {
-				util_prefetch_read(edata_list_active_first(
-				    &ahead->followers));
+				util_prefetch_read(
+				    edata_list_active_first(&ahead->followers));
 			}
 			ahead = group_after(bin, ahead, 1);
 		}
@@ -154,11 +153,9 @@ mesh_prefork1(tsdn_t *tsdn) {
 	if (!mesh_store_is_open()) {
 		return;
 	}
-	mesh_libc_lock();
 	/* Nothing has been meshed since there is a list. */
 	fork_refused = (!mesh_view_listed() && ranges_list(tsdn))
-	    || mesh_view_part(tsdn) || mesh_libc_part(tsdn);
-	mesh_libc_unlock();
+	    || mesh_view_part(tsdn);
 	fork_parted = mesh_view_settled(tsdn);
 	if (fork_parted) {
 		slabs_do(tsdn, slab_freeze);

@@ -8,10 +8,9 @@
  * ranges the parent would lose its own, its locks while they are held.  So these
  * ranges are private before the fork, unlike all others (mesh_view.c).
  *
- * Streams are found by functions that glibc exports,
- * the values by the threads' descriptors, in whose words any pointer into a spliced
- * range is taken for one: to part too much costs little.  Whatever comes to be
- * allocated while this looks is written, and private by that.
+ * Streams are found by functions that glibc exports, the values by the threads'
+ * descriptors, in which any word is taken for a pointer to some: a range too many
+ * costs little.
  *
  * Left is one lock of the name service switch, held for less than a microsecond
  * now and then, which a child sets back as well and nobody can find.
@@ -19,7 +18,7 @@
  * Of other C libraries nothing is known: there all ranges are made private before
  * the fork.
  *
- * Called by mesh_fork.  Takes the lock of glibc's list of streams, as fork() is
+ * Called by mesh_view.  Takes the lock of glibc's list of streams, as fork() is
  * about to do anyway, and that of jemalloc's list of threads.
  */
 
@@ -27,7 +26,6 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_libc.h"
-#include "jemalloc/internal/mesh_view.h"
 
 #if defined(__GLIBC__) && defined(JEMALLOC_TLS)
 
@@ -71,44 +69,45 @@ mesh_libc_unlock(void) {
 }
 
 static bool
-streams_part(tsdn_t *tsdn) {
+streams_do(tsdn_t *tsdn, mesh_libc_do_t f) {
 	if (_IO_iter_begin == NULL) {
 		return false;
 	}
-	bool err = false;
+	bool result = false;
 	for (void *iter = _IO_iter_begin(); iter != _IO_iter_end();
 	     iter = _IO_iter_next(iter)) {
-		err |= mesh_view_part_at(
-		    tsdn, (uintptr_t)_IO_iter_file(iter)->_lock);
+		result |= f(tsdn, (uintptr_t)_IO_iter_file(iter)->_lock);
 	}
-	return err;
+	return result;
 }
 
-typedef struct threads_part_s threads_part_t;
-struct threads_part_s {
-	tsdn_t *tsdn;
+typedef struct threads_do_s threads_do_t;
+struct threads_do_s {
+	tsdn_t        *tsdn;
+	mesh_libc_do_t f;
 	/* From a tsd_t to the descriptor of its thread. */
 	ptrdiff_t distance;
-	bool      err;
+	bool      result;
 };
 
 static void
-thread_part(tsd_t *tsd, void *arg) {
-	threads_part_t  *part = (threads_part_t *)arg;
+thread_do(tsd_t *tsd, void *arg) {
+	threads_do_t    *threads = (threads_do_t *)arg;
 	const uintptr_t *words = (const uintptr_t *)((byte_t *)tsd
-	    + part->distance);
+	    + threads->distance);
 	for (size_t i = 0; i < THREAD_WORDS; i++) {
-		part->err |= mesh_view_part_at(part->tsdn, words[i]);
+		threads->result |= threads->f(threads->tsdn, words[i]);
 	}
 }
 
 bool
-mesh_libc_part(tsdn_t *tsdn) {
-	threads_part_t part = {.tsdn = tsdn,
+mesh_libc_do(tsdn_t *tsdn, mesh_libc_do_t f) {
+	threads_do_t threads = {.tsdn = tsdn,
+	    .f = f,
 	    .distance = (byte_t *)pthread_self() - (byte_t *)tsdn_tsd(tsdn),
-	    .err = streams_part(tsdn)};
-	tsd_nominal_do(tsdn, thread_part, &part);
-	return part.err;
+	    .result = streams_do(tsdn, f)};
+	tsd_nominal_do(tsdn, thread_do, &threads);
+	return threads.result;
 }
 
 #else
@@ -125,8 +124,9 @@ void
 mesh_libc_unlock(void) {}
 
 bool
-mesh_libc_part(tsdn_t *tsdn) {
+mesh_libc_do(tsdn_t *tsdn, mesh_libc_do_t f) {
 	(void)tsdn;
+	(void)f;
 	return false;
 }
 

@@ -7,14 +7,15 @@
 /* Whether we know what this C library's child writes before our handler runs. */
 bool mesh_libc_known(void);
 
+typedef bool (*mesh_libc_do_t)(tsdn_t *tsdn, uintptr_t addr);
+
 /*
- * Parts that from the parent: in between, with ranges protected but for those that
- * have been parted already, mesh_libc_part(), which returns true if the kernel
- * refused.  lock may wait for who has the list of streams locked, as fork() does;
- * so nothing may be protected that nobody makes private.
+ * Calls f for each address that it may write to, and for others; returns true if
+ * any call did.  In between lock and unlock; lock may wait for who has the list of
+ * streams locked, as fork() does.
  */
 void mesh_libc_lock(void);
-bool mesh_libc_part(tsdn_t *tsdn);
+bool mesh_libc_do(tsdn_t *tsdn, mesh_libc_do_t f);
 void mesh_libc_unlock(void);
 
 #endif /* JEMALLOC_INTERNAL_MESH_LIBC_H */

@@ -866,44 +866,17 @@ ranges_copy(void) {
 	}
 }
 
-bool
-mesh_view_part(tsdn_t *tsdn) {
-	view_state_t state = state_get();
-	if (state != view_lifting && state != view_lifted) {
-		/* What an earlier fork has protected is for this child, too. */
-		return false;
-	}
-	/* From the beginning: there will be more private ones. */
-	view_nfrozen = 0;
-	/* First, since what is being lifted must not go on being lifted. */
-	if (!viewer_ask(viewer_asked_to_protect)) {
-		return false;
-	}
-	const mesh_fd_t *store = mesh_store_fd();
-	malloc_mutex_lock(tsdn, &view_mtx);
-	if (!mesh_fd_valid(store) || ranges_make_private(store->fd)) {
-		ranges_copy();
-	}
-	size_t    i = 0, size;
-	uintptr_t start;
-	bool      err = mesh_table_next_shared(
-	         &view_table, &i, view_table.n, &start, &size);
-	if (!err) {
-		state_set(view_settled);
-	}
-	malloc_mutex_unlock(tsdn, &view_mtx);
-	return err;
-}
-
-bool
-mesh_view_part_at(tsdn_t *tsdn, uintptr_t addr) {
-	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
-	if (view_table.n == 0
-	    || addr < mesh_range_addr(&view_table.ranges[0])) {
-		return false;
-	}
+/*
+ * Makes the range that addr lies in private now, if there is one.  Returns true if
+ * the kernel refused.
+ */
+static bool
+range_part_at(tsdn_t *tsdn, uintptr_t addr) {
 	/* Only states change, without the mesh lock. */
-	mesh_range_t *range = mesh_table_find(&view_table, addr);
+	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
+	mesh_range_t *range = addr < mesh_range_addr(&view_table.ranges[0])
+	    ? NULL
+	    : mesh_table_find(&view_table, addr);
 	if (range == NULL) {
 		return false;
 	}
@@ -915,6 +888,54 @@ mesh_view_part_at(tsdn_t *tsdn, uintptr_t addr) {
 	    && (!mesh_fd_valid(store)
 	        || mesh_table_make_private(
 	            &view_table, range, store->fd, &start, &size));
+	malloc_mutex_unlock(tsdn, &view_mtx);
+	return err;
+}
+
+/*
+ * Has the viewer protect all that is shared, but for what a child's C library
+ * writes.  Returns true if it cannot; *err if the kernel refused the rest.
+ *
+ * What the library will write to at the next fork is private then, too, if the
+ * protection has not ended by then: it was made so here, or was allocated since,
+ * and so written to.
+ */
+static bool
+ranges_protect(tsdn_t *tsdn, bool *err) {
+	/* Now, as who has it locked could not go on once all is protected. */
+	mesh_libc_lock();
+	bool failed = viewer_ask(viewer_asked_to_protect);
+	*err = !failed && mesh_libc_do(tsdn, range_part_at);
+	mesh_libc_unlock();
+	return failed;
+}
+
+bool
+mesh_view_part(tsdn_t *tsdn) {
+	view_state_t state = state_get();
+	if (state != view_lifting && state != view_lifted) {
+		/* What an earlier fork has protected is for this child, too. */
+		return false;
+	}
+	/* From the beginning: there will be more private ones. */
+	view_nfrozen = 0;
+	/* First, since what is being lifted must not go on being lifted. */
+	bool err;
+	if (!ranges_protect(tsdn, &err)) {
+		return err;
+	}
+	const mesh_fd_t *store = mesh_store_fd();
+	malloc_mutex_lock(tsdn, &view_mtx);
+	if (!mesh_fd_valid(store) || ranges_make_private(store->fd)) {
+		ranges_copy();
+	}
+	size_t    i = 0, size;
+	uintptr_t start;
+	err = mesh_table_next_shared(
+	    &view_table, &i, view_table.n, &start, &size);
+	if (!err) {
+		state_set(view_settled);
+	}
 	malloc_mutex_unlock(tsdn, &view_mtx);
 	return err;
 }

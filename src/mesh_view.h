@@ -33,12 +33,6 @@ void mesh_view_list(tsdn_t *tsdn);
 bool mesh_view_part(tsdn_t *tsdn);
 
 /*
- * Makes the range that addr lies in private now, if there is one.  The mesh lock is
- * held.  Returns true if the kernel refused.
- */
-bool mesh_view_part_at(tsdn_t *tsdn, uintptr_t addr);
-
-/*
  * Whether there is a table.  It is made with all bins locked, and goes only after
  * the members of groups were frozen that have to be.
  */
