@@ -41,6 +41,9 @@
 static bool fork_parted;
 /* Children cannot live: the kernel refused to part their memory from ours. */
 static bool fork_refused;
+/* The signals that the forking thread blocked before, if we block them. */
+static bool     fork_blocks;
+static sigset_t fork_blocked;
 
 void
 mesh_prefork0(tsdn_t *tsdn) {
@@ -142,6 +145,30 @@ ranges_list(tsdn_t *tsdn) {
 	return false;
 }
 
+/*
+ * No handler of the program may run in a child before it has memory of its own: it
+ * would write into its parent's.  What a thread brings upon itself cannot wait.
+ */
+static void
+signals_block(void) {
+	static const int own[] = {
+	    SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+	sigset_t others;
+	sigfillset(&others);
+	for (size_t i = 0; i < sizeof(own) / sizeof(own[0]); i++) {
+		sigdelset(&others, own[i]);
+	}
+	fork_blocks = pthread_sigmask(SIG_SETMASK, &others, &fork_blocked) == 0;
+}
+
+static void
+signals_restore(void) {
+	if (fork_blocks) {
+		fork_blocks = false;
+		pthread_sigmask(SIG_SETMASK, &fork_blocked, NULL);
+	}
+}
+
 void
 mesh_prefork1(tsdn_t *tsdn) {
 	if (!opt_mesh) {
@@ -160,6 +187,7 @@ mesh_prefork1(tsdn_t *tsdn) {
 	if (fork_parted) {
 		slabs_do(tsdn, slab_freeze);
 	}
+	signals_block();
 }
 
 void
@@ -171,6 +199,7 @@ mesh_postfork_parent(tsdn_t *tsdn) {
 		}
 		mesh_pass_forked();
 		malloc_mutex_postfork_parent(tsdn, &mesh_mtx);
+		signals_restore();
 	}
 }
 
@@ -191,4 +220,5 @@ mesh_postfork_child(tsdn_t *tsdn) {
 	mesh_barrier_postfork_child();
 	mesh_pass_postfork_child();
 	malloc_mutex_postfork_child(tsdn, &mesh_mtx);
+	signals_restore();
 }

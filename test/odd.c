@@ -625,6 +625,55 @@ run_ends(void) {
 }
 
 /******************************************************************************/
+/* Signals arrive in children as they are born. */
+
+static pid_t       first_process;
+static atomic_bool signals_enough;
+
+/* What a child does to its objects is no matter to its parent. */
+static void
+child_spoils(int sig) {
+	(void)sig;
+	if (getpid() != first_process) {
+		for (size_t i = 0; i < held.n; i++) {
+			*(volatile unsigned char *)held.objects[i].p ^= 1;
+		}
+		results->count++;
+	}
+}
+
+static void *
+signals_main(void *arg) {
+	while (!signals_enough) {
+		/* To all of the process group: children, too. */
+		kill(0, SIGUSR1);
+		usleep(1000);
+	}
+	return arg;
+}
+
+static void
+run_interrupted(void) {
+	first_process = getpid();
+	setpgid(0, 0);
+	signal(SIGUSR1, child_spoils);
+	churn(&held, (size_t)32 << 20);
+	pthread_t thread;
+	thread_start(&thread, signals_main, NULL);
+	for (unsigned i = 0; i < 10; i++) {
+		pid_t pid = fork_or_die();
+		if (pid == 0) {
+			_exit(0);
+		}
+		child_wait(pid, 0);
+		check(&held);
+		churn(&held, (size_t)32 << 20);
+	}
+	signals_enough = true;
+	pthread_join(thread, NULL);
+}
+
+/******************************************************************************/
 /* What a child's C library sets back before any handler runs. */
 
 #define NSTREAMS 200
@@ -736,6 +785,7 @@ main(int argc, char **argv) {
 	    {"cancel", run_cancel},
 	    {"main_exit", run_main_exit},
 	    {"ends", run_ends},
+	    {"interrupted", run_interrupted},
 	    {"libc", run_libc},
 	};
 	if (argc > 2 && strcmp(argv[2], "first") == 0) {

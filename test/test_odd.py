@@ -80,6 +80,13 @@ def test_process_signal(program, scenario):
 
 
 @pytest.mark.parametrize("lib", ["release", "debug"])
+def test_signals_of_children(program, lib):
+    """A handler that runs in a child as it is born writes to the child's memory."""
+    result = good(program("odd").run("interrupted", lib=lib, conf=REQUEST))
+    assert result["count"] > 0, result
+
+
+@pytest.mark.parametrize("lib", ["release", "debug"])
 @pytest.mark.parametrize("conf", ["", ",background_thread:false", ",mesh_barrier:signal"])
 def test_what_libc_sets_back(program, lib, conf):
     """A child's C library leaves locks of streams and threads' values to the parent."""
