@@ -15,8 +15,8 @@
  * Left is one lock of the name service switch, held for less than a microsecond
  * now and then, which a child sets back as well and nobody can find.
  *
- * Of other C libraries nothing is known: there all ranges are made private before
- * the fork.
+ * Of other C libraries nothing is known, and of a glibc without those functions:
+ * there all ranges are made private before the fork.
  *
  * Called by mesh_view.  Takes the lock of glibc's list of streams, as fork() is
  * about to do anyway, and that of jemalloc's list of threads.
@@ -36,7 +36,7 @@
 #		define THREAD_WORDS 160
 #	endif
 
-/* Weak, as a program that is linked statically may have no streams. */
+/* Weak, as a program that is linked statically may go without. */
 #	define WEAK __attribute__((weak))
 void *_IO_iter_begin(void) WEAK;
 void *_IO_iter_end(void) WEAK;
@@ -45,34 +45,32 @@ FILE *_IO_iter_file(void *iter) WEAK;
 void  _IO_list_lock(void) WEAK;
 void  _IO_list_unlock(void) WEAK;
 
-#	define STRING(x) #        x
+#	define STRING(x) #x
 #	define VALUE_STRING(x) STRING(x)
 
 bool
 mesh_libc_known(void) {
 	/* A tsd_t is at the same distance from each thread's descriptor. */
-	return sizeof(VALUE_STRING(JEMALLOC_TLS_MODEL)) > 1;
+	return sizeof(VALUE_STRING(JEMALLOC_TLS_MODEL)) > 1
+	    && _IO_iter_begin != NULL;
 }
 
 void
 mesh_libc_lock(void) {
-	if (_IO_list_lock != NULL) {
+	if (mesh_libc_known()) {
 		_IO_list_lock();
 	}
 }
 
 void
 mesh_libc_unlock(void) {
-	if (_IO_list_unlock != NULL) {
+	if (mesh_libc_known()) {
 		_IO_list_unlock();
 	}
 }
 
 static bool
 streams_do(tsdn_t *tsdn, mesh_libc_do_t f) {
-	if (_IO_iter_begin == NULL) {
-		return false;
-	}
 	bool result = false;
 	for (void *iter = _IO_iter_begin(); iter != _IO_iter_end();
 	     iter = _IO_iter_next(iter)) {
