@@ -19,6 +19,7 @@
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_stop.h"
+#include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_tidy.h"
 #include "jemalloc/internal/mesh_view.h"
 
@@ -73,6 +74,11 @@
 #define FLUX_CALM_LOOKS 20
 #define FLUX_LOOKS 160
 #define FLUX_GROWTH_SHARE 16
+/*
+ * With less free inside of all slabs, a program is not fragmented, and what meshing
+ * begins with is not worth it: two descriptors, some mappings, a thread that wakes.
+ */
+#define START_HOLES (ZU(1) << 20)
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
 #define BACKOFF_MAX 127
 
@@ -297,6 +303,18 @@ tidy_run(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 	return done;
 }
 
+/* Whether nothing was ever meshed, and there is no reason to begin with it. */
+static bool
+slice_needless(tsdn_t *tsdn) {
+	if (!config_stats || mesh_store_is_open()
+	    || mesh_store_generation() > 0) {
+		return false;
+	}
+	mesh_demand_t sum;
+	mesh_scan_demand_all(tsdn, &sum, NULL);
+	return sum.holes < START_HOLES;
+}
+
 /*
  * Works for about ns.  The mesh lock is held.  Returns true if there is more to
  * do soon: it was cut short, or a bin is only backing off.
@@ -311,6 +329,9 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	        && slice_last_ns - forked_first_ns < FORK_PAUSE_NS_MAX)
 	    || mesh_view_left_punch(tsdn)) {
 		return true;
+	}
+	if (!hurry && slice_needless(tsdn)) {
+		return false;
 	}
 	bool     later = false;
 	bool     worked = false;

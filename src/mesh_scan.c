@@ -142,44 +142,53 @@ mesh_scan_demand(const bin_t *bin, szind_t binind) {
 	return (n - nlive / info->nregs) * info->slab_size;
 }
 
-/*
- * The same of all bins that may be meshed, but of the scan's own one only for what
- * is yet to come; notes whether it is much.
- */
-static void
-scan_demand_read(tsdn_t *tsdn, mesh_scan_t *scan) {
-	size_t demand = 0, own = 0, all = 0;
+void
+mesh_scan_demand_all(tsdn_t *tsdn, mesh_demand_t *sum, const bin_t *own) {
+	memset(sum, 0, sizeof(*sum));
 	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
 		arena_t *arena = arena_get(tsdn, i, false);
 		if (!mesh_arena_meshable(arena)) {
 			continue;
 		}
 		for (szind_t j = 0; j < SC_NBINS; j++) {
-			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
+			const bin_info_t *info = &bin_infos[j];
+			if (info->nregs == 1) {
+				continue;
+			}
+			for (unsigned k = 0; k < info->n_shards; k++) {
 				bin_t *bin = arena_get_bin(arena, j, k);
-				if (bin_infos[j].nregs == 1) {
-					continue;
-				}
 				malloc_mutex_lock(tsdn, &bin->lock);
 				size_t bytes = mesh_scan_demand(bin, j);
-				if (bin == scan->site.bin) {
-					own = bytes;
-				} else {
-					demand += bytes;
-				}
-				all += bin->stats.curslabs
-				    * bin_infos[j].slab_size;
+				size_t slabs = bin->stats.curslabs
+				    * info->slab_size;
+				size_t live = bin->stats.curregs
+				    * info->reg_size;
 				malloc_mutex_unlock(tsdn, &bin->lock);
+				*(bin == own ? &sum->own
+				             : &sum->others) += bytes;
+				sum->slabs += slabs;
+				sum->holes += slabs > live ? slabs - live : 0;
 			}
 		}
 	}
-	scan->urgent = demand + own > all / URGENT_SHARE;
+}
+
+/*
+ * Reads what all bins demand, but of the scan's own one only for what is yet to
+ * come; notes whether it is much.
+ */
+static void
+scan_demand_read(tsdn_t *tsdn, mesh_scan_t *scan) {
+	mesh_demand_t sum;
+	mesh_scan_demand_all(tsdn, &sum, scan->site.bin);
+	scan->urgent = sum.others + sum.own > sum.slabs / URGENT_SHARE;
 	size_t passed = scan->nseen - scan->nslabs;
 	if (passed < scan->nexpected) {
-		own = (size_t)((double)own * (double)(scan->nexpected - passed)
+		sum.own = (size_t)((double)sum.own
+		    * (double)(scan->nexpected - passed)
 		    / (double)scan->nexpected);
 	}
-	scan->demand = demand + own;
+	scan->demand = sum.others + sum.own;
 }
 
 /* Takes in what a batch has come to.  Returns whether the scan may go on. */

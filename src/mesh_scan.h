@@ -140,4 +140,18 @@ bool mesh_scan_due(
  */
 size_t mesh_scan_demand(const struct bin_s *bin, szind_t binind);
 
+/* Of all bins that may be meshed, bytes; nothing without statistics. */
+typedef struct {
+	/* mesh_scan_demand() of one of them, and of the others. */
+	size_t own;
+	size_t others;
+	/* All their slabs, and what is free inside of them. */
+	size_t slabs;
+	size_t holes;
+} mesh_demand_t;
+
+/* Sums it up; own is the one, or NULL.  Takes the bin locks. */
+void mesh_scan_demand_all(
+    tsdn_t *tsdn, mesh_demand_t *sum, const struct bin_s *own);
+
 #endif /* JEMALLOC_INTERNAL_MESH_SCAN_H */

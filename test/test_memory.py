@@ -152,23 +152,23 @@ def test_freeing_gives_everything_back(rounds):
 
 
 def test_unfragmented_programs_pay_nothing(program):
-    """No mapping, no descriptor, and no wake-up more than background threads alone
-    have, but a few as the intervals between looks for work grow: with work the
-    thread would wake twenty times a second."""
+    """No pass, mapping or descriptor, however slow the machine, and no wake-ups but
+    those of background threads and a few more: with work the thread would wake
+    twenty times a second."""
     decay = ",dirty_decay_ms:0,muzzy_decay_ms:0"
     plain, mesh = (program("quiet").run(lib=lib, conf=conf + decay).json
                    for lib, conf in (
                        ("stock", "background_thread:true"),
                        ("release", "mesh:true")))
     assert mesh["mesh"]["off"] == ""
-    assert mesh["mesh"]["nmeshes"] == 0
+    assert (mesh["mesh"]["npasses"], mesh["mesh"]["nmeshes"]) == (0, 0)
     for when in ("before", "after"):
         assert mesh[when]["store_mappings"] == 0
         assert mesh[when]["descriptors"] == plain[when]["descriptors"]
         assert mesh[when]["mappings"] <= plain[when]["mappings"] + 2
     woke, woke_plain = (run["after"]["wakeups"] - run["before"]["wakeups"]
                         for run in (mesh, plain))
-    assert woke <= woke_plain + 4
+    assert woke <= woke_plain + 20
 
 
 def test_random_places(program):
