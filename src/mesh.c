@@ -54,6 +54,7 @@
  *     mesh_fork, mesh_view         fork: private views, made lazily, of the ranges
  *     mesh_table                   in a table
  *     mesh_libc                    what a child's C library writes before that
+ *     mesh_pack                    no thread caches where slabs are too full to mesh
  *     mesh_tidy                    one mapping again of what passes have cut up
  *     mesh_place                   random placement of regions
  *     mesh_reserve                 fresh slabs of a class side by side
@@ -124,6 +125,7 @@ mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src) {
 	dst->saved += src->saved;
 	dst->saved_max += src->saved_max;
 	dst->withheld += src->withheld;
+	dst->packed += src->packed;
 }
 
 void
@@ -137,7 +139,9 @@ mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst) {
 	    .groups = atomic_load_zu(&mesh->groups, ATOMIC_RELAXED),
 	    .followers = atomic_load_zu(&mesh->followers, ATOMIC_RELAXED),
 	    .saved = atomic_load_zu(&mesh->saved, ATOMIC_RELAXED),
-	    .saved_max = atomic_load_zu(&mesh->saved_max, ATOMIC_RELAXED)};
+	    .saved_max = atomic_load_zu(&mesh->saved_max, ATOMIC_RELAXED),
+	    .packed = (size_t)__builtin_popcountll(
+	        atomic_load_u64(&mesh->packed, ATOMIC_RELAXED))};
 	for (szind_t i = 0; i < SC_NBINS; i++) {
 		stats.withheld += atomic_load_zu(
 		    &mesh->withheld[i], ATOMIC_RELAXED);

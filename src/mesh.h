@@ -16,6 +16,7 @@
 #include "jemalloc/internal/edata.h"
 #include "jemalloc/internal/ql.h"
 #include "jemalloc/internal/sc.h"
+#include "jemalloc/internal/tcache_types.h"
 #include "jemalloc/internal/tsd_types.h"
 
 struct bin_s;
@@ -82,6 +83,15 @@ struct mesh_tidy_at_s {
 	size_t  offset;
 };
 
+/* Of one bin, how it is packed (mesh_pack.c); guarded by the mesh lock. */
+typedef struct mesh_pack_s mesh_pack_t;
+struct mesh_pack_s {
+	/* The bin's ndalloc at which the trial or pause ends. */
+	uint64_t until;
+	/* How often the pause has been doubled. */
+	unsigned lg_pause;
+};
+
 /* What mesh keeps in each arena. */
 typedef struct mesh_arena_s mesh_arena_t;
 struct mesh_arena_s {
@@ -116,8 +126,11 @@ struct mesh_arena_s {
 	 * mesh_scan_demand() when it could have been scanned last, although it
 	 * was in flux.  Both guarded by the mesh lock.
 	 */
-	uint8_t calm_looks[SC_NBINS];
-	size_t  demand_seen[SC_NBINS];
+	uint8_t     calm_looks[SC_NBINS];
+	size_t      demand_seen[SC_NBINS];
+	mesh_pack_t packs[SC_NBINS];
+	/* A bit for each bin of which no thread shall have a cache. */
+	atomic_u64_t packed;
 };
 
 /* Statistics of one arena, or the sum of several. */
@@ -140,6 +153,8 @@ struct mesh_stats_s {
 	size_t saved_max;
 	/* Bytes more that meshing leaves alone to save mappings, at most. */
 	size_t withheld;
+	/* Bins that threads allocate from without caches, so that they pack. */
+	size_t packed;
 };
 
 /* State of the whole process. */
@@ -242,6 +257,16 @@ size_t mesh_slab_nfree(tsdn_t *tsdn, const edata_t *slab);
 void *mesh_place_one(edata_t *slab, const bin_info_t *bin_info);
 void  mesh_place_batch(
      edata_t *slab, const bin_info_t *bin_info, unsigned cnt, void **ptrs);
+
+/* mesh_pack.c */
+
+/*
+ * Switches the calling thread's caches off and on as its arena needs it; at each
+ * of its garbage collections.  No lock may be held.
+ */
+void mesh_pack_event(tsd_t *tsd, tcache_t *tcache);
+/* Switches all on, before the thread's caches are laid out anew or taken down. */
+void mesh_pack_undo(tsd_t *tsd, tcache_t *tcache);
 
 /* mesh_pass.c */
 

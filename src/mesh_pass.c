@@ -15,6 +15,7 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_pack.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"
@@ -328,11 +329,13 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	        && slice_last_ns - forked_ns < FORK_PAUSE_NS
 	        && slice_last_ns - forked_first_ns < FORK_PAUSE_NS_MAX)
 	    || mesh_view_left_punch(tsdn)) {
+		mesh_pack_stop(tsdn);
 		return true;
 	}
 	if (!hurry && slice_needless(tsdn)) {
 		return false;
 	}
+	mesh_pack_look(tsdn);
 	bool     later = false;
 	bool     worked = false;
 	unsigned first_arena = slice_arena;

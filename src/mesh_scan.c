@@ -129,17 +129,25 @@ slabs_hopeless(size_t n, size_t nlive, unsigned nregs) {
 }
 
 size_t
-mesh_scan_demand(const bin_t *bin, szind_t binind) {
+mesh_scan_waste(const bin_t *bin, szind_t binind, bool *meshes) {
 	const bin_info_t *info = &bin_infos[binind];
 	size_t            n = bin->stats.nonfull_slabs;
 	size_t            nfull = (bin->stats.curslabs - n) * info->nregs;
 	size_t            nlive = bin->stats.curregs - nfull;
+	*meshes = false;
 	if (n > bin->stats.curslabs || nfull > bin->stats.curregs
-	    || nlive >= n * info->nregs
-	    || slabs_hopeless(n, nlive, info->nregs)) {
+	    || nlive >= n * info->nregs) {
 		return 0;
 	}
+	*meshes = !slabs_hopeless(n, nlive, info->nregs);
 	return (n - nlive / info->nregs) * info->slab_size;
+}
+
+size_t
+mesh_scan_demand(const bin_t *bin, szind_t binind) {
+	bool   meshes;
+	size_t waste = mesh_scan_waste(bin, binind, &meshes);
+	return meshes ? waste : 0;
 }
 
 void

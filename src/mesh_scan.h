@@ -135,9 +135,11 @@ bool mesh_scan_due(
     arena_t *arena, struct bin_s *bin, szind_t binind, size_t left);
 
 /*
- * Bytes that a bin could do without if meshing filled all slabs, 0 if it could
- * mesh hardly any; it is locked.
+ * Bytes that a bin could do without if its objects filled all slabs; and whether
+ * there is hope that its slabs mesh.  It is locked.
  */
+size_t mesh_scan_waste(const struct bin_s *bin, szind_t binind, bool *meshes);
+/* The same, but 0 if there is no hope. */
 size_t mesh_scan_demand(const struct bin_s *bin, szind_t binind);
 
 /* Of all bins that may be meshed, bytes; nothing without statistics. */

@@ -85,7 +85,7 @@ void
 mesh_print(void) {
 	static const char *const numbers[] = {"npasses", "nmeshes", "nrefused",
 	    "time_ns", "time_max_ns", "groups", "followers", "saved",
-	    "saved_max", "withheld", "mappings", "max_maps", "store",
+	    "saved_max", "withheld", "packed", "mappings", "max_maps", "store",
 	    "generation"};
 	if (!mesh_built()) {
 		printf("null");

@@ -1,0 +1,221 @@
+/*
+ * Packing: where slabs are too full to mesh, threads do without their caches.
+ *
+ * A thread's cache hands out what was freed last.  If a program shrinks at random
+ * places and goes on allocating, new objects so keep filling all slabs alike.  Of
+ * slabs with hundreds of regions no two mesh then, although much is free in them.
+ * Without caches every object goes to the first slab that has room: the first slabs
+ * fill up, and the last ones drain until they mesh or end.  In Redis, whose small
+ * objects become fewer as values become longer, that is a third of what the heap
+ * has more than its objects need.
+ *
+ * Doing without costs a lock for each object, so it is done only where there is
+ * much to be had that meshing cannot get; and for a trial, as long as the program
+ * takes to free as many objects as there are.  If less is free in the slabs then,
+ * there is another one.  If not, the program gets its caches back for many times
+ * as long, and longer each time.
+ *
+ * A thread switches its caches off and on by itself, when jemalloc's garbage
+ * collection looks at them anyway.
+ *
+ * mesh_pass calls mesh_pack_look() and mesh_pack_stop(), jemalloc's tcache.c the
+ * others.  Knows the lock of an arena's list of caches, under which others read
+ * them.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/mesh_pack.h"
+#include "jemalloc/internal/mesh_scan.h"
+
+/* What must be free in a bin's slabs: bytes, and one of so many. */
+#define PACK_WASTE_MIN (ZU(1) << 18)
+#define PACK_WASTE_SHARE 16
+/* How full slabs that are not full are of a bin that is packed, of the average. */
+#define PACKED_SHARE 0.75
+/* Binary logarithm of how much longer than a trial a pause is. */
+#define LG_PAUSE_MIN 3
+#define LG_PAUSE_MAX 10
+
+/* Bins that the bits of packed are for; all where pages are of 4 to 64 KiB. */
+#define PACK_BINS_MAX 64
+
+/*
+ * Whether the objects have gone to the first slabs: those that are not full are much
+ * emptier than all are on average.
+ */
+static bool
+bin_is_packed(const bin_t *bin, szind_t binind, size_t waste) {
+	size_t nregs = bin_infos[binind].nregs;
+	size_t n = bin->stats.nonfull_slabs;
+	size_t nfilled = n - waste / bin_infos[binind].slab_size;
+	return (double)nfilled / (double)n < PACKED_SHARE
+	    * (double)bin->stats.curregs
+	    / (double)(bin->stats.curslabs * nregs);
+}
+
+/* Looks at one bin, which is locked. */
+static void
+bin_look(arena_t *arena, const bin_t *bin, szind_t binind) {
+	mesh_pack_t *pack = &arena->mesh.packs[binind];
+	uint64_t     bit = UINT64_C(1) << binind;
+	uint64_t packed = atomic_load_u64(&arena->mesh.packed, ATOMIC_RELAXED);
+	uint64_t ndalloc = bin->stats.ndalloc;
+	uint64_t trial = bin->stats.curregs;
+	if (ndalloc < pack->until) {
+		return;
+	}
+	bool   meshes;
+	size_t waste = mesh_scan_waste(bin, binind, &meshes);
+	bool   much = waste >= PACK_WASTE_MIN
+	    && waste / bin_infos[binind].slab_size
+	        >= bin->stats.curslabs / PACK_WASTE_SHARE;
+	if ((packed & bit) == 0) {
+		if (!much || meshes) {
+			return;
+		}
+		packed |= bit;
+		pack->until = ndalloc + trial;
+	} else if (much && bin_is_packed(bin, binind, waste)) {
+		pack->lg_pause = 0;
+		pack->until = ndalloc + trial;
+	} else {
+		packed &= ~bit;
+		pack->until = ndalloc
+		    + (trial << (LG_PAUSE_MIN + pack->lg_pause));
+		pack->lg_pause += (LG_PAUSE_MIN + pack->lg_pause
+		    < LG_PAUSE_MAX);
+	}
+	atomic_store_u64(&arena->mesh.packed, packed, ATOMIC_RELAXED);
+}
+
+void
+mesh_pack_look(tsdn_t *tsdn) {
+	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		if (arena == NULL) {
+			continue;
+		}
+		if (!mesh_arena_meshable(arena)) {
+			/* Any more. */
+			atomic_store_u64(
+			    &arena->mesh.packed, 0, ATOMIC_RELAXED);
+			continue;
+		}
+		for (szind_t j = 0; j < SC_NBINS && j < PACK_BINS_MAX; j++) {
+			if (bin_infos[j].n_shards != 1) {
+				continue;
+			}
+			bin_t *bin = arena_get_bin(arena, j, 0);
+			malloc_mutex_lock(tsdn, &bin->lock);
+			bin_look(arena, bin, j);
+			malloc_mutex_unlock(tsdn, &bin->lock);
+		}
+	}
+}
+
+void
+mesh_pack_stop(tsdn_t *tsdn) {
+	for (unsigned i = 0; i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		if (arena != NULL) {
+			atomic_store_u64(
+			    &arena->mesh.packed, 0, ATOMIC_RELAXED);
+		}
+	}
+}
+
+/******************************************************************************/
+/* Threads. */
+
+/* How many objects the cache of a class holds if it is on. */
+static cache_bin_sz_t
+cache_max(tcache_t *tcache, szind_t binind) {
+	cache_bin_sz_t off = tcache->tcache_slow->mesh_cache_max[binind];
+	return off > 0
+	    ? off
+	    : cache_bin_ncached_max_get_unsafe(&tcache->bins[binind]);
+}
+
+/* Where in the memory of all caches that one begins; see tcache_init(). */
+static size_t
+cache_offset(tcache_t *tcache, szind_t binind) {
+	size_t offset = sizeof(void *);
+	for (szind_t i = 0; i < binind; i++) {
+		offset += cache_max(tcache, i) * sizeof(void *);
+	}
+	return offset;
+}
+
+static void
+cache_switch_off(tsd_t *tsd, tcache_t *tcache, szind_t binind) {
+	tcache_slow_t *slow = tcache->tcache_slow;
+	cache_bin_t   *cache = &tcache->bins[binind];
+	if (tcache_bin_disabled(binind, cache, slow)) {
+		/* By the user's wish. */
+		return;
+	}
+	assert(cache_bin_low_bound_get(cache)
+	    == (void **)((byte_t *)slow->dyn_alloc
+	        + cache_offset(tcache, binind)));
+	/* Also counts its requests. */
+	tcache_bin_flush_small(tsd, tcache, cache, binind, 0);
+	malloc_mutex_lock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
+	slow->mesh_cache_max[binind] = cache_bin_ncached_max_get(cache);
+	cache_bin_init_disabled(cache, 0);
+	malloc_mutex_unlock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
+}
+
+static void
+cache_switch_on(tsd_t *tsd, tcache_t *tcache, szind_t binind) {
+	tcache_slow_t *slow = tcache->tcache_slow;
+	if (slow->mesh_cache_max[binind] == 0) {
+		return;
+	}
+	size_t           offset = cache_offset(tcache, binind);
+	cache_bin_info_t info;
+	cache_bin_info_init(&info, slow->mesh_cache_max[binind]);
+	malloc_mutex_lock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
+	cache_bin_init(&tcache->bins[binind], &info, slow->dyn_alloc, &offset);
+	slow->mesh_cache_max[binind] = 0;
+	malloc_mutex_unlock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
+}
+
+static void
+caches_switch(tsd_t *tsd, tcache_t *tcache, uint64_t packed) {
+	tcache_slow_t *slow = tcache->tcache_slow;
+	unsigned       n = tcache_nbins_get(slow);
+	for (szind_t i = 0; i < SC_NBINS && i < PACK_BINS_MAX && i < n; i++) {
+		uint64_t bit = UINT64_C(1) << i;
+		if (((packed ^ slow->mesh_packed) & bit) == 0) {
+			continue;
+		}
+		if ((packed & bit) != 0) {
+			cache_switch_off(tsd, tcache, i);
+		} else {
+			cache_switch_on(tsd, tcache, i);
+		}
+	}
+	slow->mesh_packed = packed;
+}
+
+void
+mesh_pack_event(tsd_t *tsd, tcache_t *tcache) {
+	tcache_slow_t *slow = tcache->tcache_slow;
+	if (!opt_mesh || slow->arena == NULL) {
+		return;
+	}
+	uint64_t packed = atomic_load_u64(
+	    &slow->arena->mesh.packed, ATOMIC_RELAXED);
+	if (packed != slow->mesh_packed) {
+		caches_switch(tsd, tcache, packed);
+	}
+}
+
+void
+mesh_pack_undo(tsd_t *tsd, tcache_t *tcache) {
+	if (tcache->tcache_slow->mesh_packed != 0) {
+		caches_switch(tsd, tcache, 0);
+	}
+}
