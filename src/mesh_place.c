@@ -3,11 +3,13 @@
  *
  * Two slabs mesh if their live regions do not overlap.  Programs free in
  * patterns, and a pattern that is the same in every slab would keep all of them
- * apart; so both the subset of regions a fill takes and the order in which it
- * hands them out are random.  But small regions that share a cache line are handed
- * out one after the other: what is allocated together is used together.  Redis'
- * keys and the entries that point to them, for one: it spent a tenth more time
- * where they were apart.
+ * apart.  So a fill begins at a random one of the free regions, and takes others at
+ * a random distance from each other.  That costs little, and a pattern of the
+ * program's (each second object, the first half) is one of few patterns in the slab,
+ * so there is another slab with just the rest.  But small regions that share a cache
+ * line are handed out one after the other: what is allocated together is used
+ * together.  Redis' keys and the entries that point to them, for one: it spent a
+ * tenth more time where they were apart.
  *
  * Called by bin.c and arena.c in place of bin_slab_reg_alloc[_batch](), under
  * the bin lock.  Manual arenas are never meshed and keep the lowest-first order
@@ -26,17 +28,10 @@ place_in_order(tsdn_t *tsdn, const edata_t *slab) {
 	    || edata_arena_ind_get(slab) >= manual_arena_base;
 }
 
-/*
- * Nearly uniform in [0, range), range far below 2^16: from 16 upper bits of an LCG
- * step, of which each second call takes one.
- */
+/* A number in [0, range), range far below 2^16, from 16 random bits. */
 static inline unsigned
-place_random(uint64_t *state, unsigned i, unsigned range) {
-	if (i % 2 == 0) {
-		*state = prng_state_next_u64(*state);
-	}
-	unsigned bits = (unsigned)(*state >> (i % 2 == 0 ? 48 : 32)) & 0xffff;
-	return (bits * range) >> 16;
+place_random(uint64_t bits, unsigned range) {
+	return (unsigned)((bits & 0xffff) * range >> 16);
 }
 
 /* Binary logarithm of how many regions a cache line has, 0 if it is not whole. */
@@ -49,32 +44,72 @@ place_lg_line(const bin_info_t *bin_info) {
 }
 
 /*
- * Takes cnt free regions: cache lines at random, by Fisher and Yates as far as
- * needed, and of each its regions in an order that is a random number XOR 0, 1 ..
+ * A step with which all of n are visited, n at most BITMAP_MAXBITS: a prime number
+ * above that, of which n cannot be a multiple.
  */
-static uint64_t
-place(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
-    uint64_t state, unsigned cnt, void **ptrs) {
-	uint16_t lines[BITMAP_MAXBITS];
-	unsigned lg = place_lg_line(bin_info);
-	unsigned nregs = 1U << lg;
-	bitmap_t line_mask = (ZU(1) << nregs) - 1;
+static inline unsigned
+place_step(uint64_t bits, unsigned n) {
+	static const uint16_t primes[] = {521, 523, 541, 547, 557, 563, 569,
+	    571, 577, 587, 593, 599, 601, 607, 613, 617};
+	assert(n <= primes[0]);
+	return primes[bits % (sizeof(primes) / sizeof(primes[0]))] % n;
+}
+
+/* Lists what of the bitmap has any bit set, in units of 1 << lg bits. */
+static inline unsigned
+place_list(
+    const bitmap_t *bitmap, size_t ngroups, unsigned lg, uint16_t *list) {
+	bitmap_t unit = (ZU(1) << (1U << lg)) - 1;
 	unsigned n = 0;
-	for (size_t w = 0; w < bin_info->bitmap_info.ngroups; w++) {
+	for (size_t w = 0; w < ngroups; w++) {
+		unsigned base = (unsigned)(w << (LG_BITMAP_GROUP_NBITS - lg));
 		for (bitmap_t g = bitmap[w]; g != 0;) {
-			unsigned line = ffs_lu(g) >> lg;
-			g &= ~(line_mask << (line << lg));
-			lines[n++] = (uint16_t)(line
-			    + (w << (LG_BITMAP_GROUP_NBITS - lg)));
+			unsigned i = ffs_lu(g) >> lg;
+			g &= ~(unit << (i << lg));
+			list[n++] = (uint16_t)(base + i);
 		}
 	}
-	unsigned k = 0;
-	for (unsigned i = 0; k < cnt; i++) {
-		assert(i < n);
-		unsigned j = i + place_random(&state, i, n - i);
+	return n;
+}
+
+/*
+ * Takes cnt free regions, each so many after the one before, around and around, from
+ * a random one on.
+ */
+static void
+place(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
+    uint64_t random, unsigned cnt, void **ptrs) {
+	uint16_t regs[BITMAP_MAXBITS];
+	unsigned n = place_list(bitmap, bin_info->bitmap_info.ngroups, 0, regs);
+	unsigned step = place_step(random >> 16, n);
+	unsigned j = place_random(random >> 32, n);
+	for (unsigned k = 0; k < cnt; k++) {
+		unsigned reg = regs[j];
+		ptrs[k] = base + bin_info->reg_size * reg;
+		bitmap[reg >> LG_BITMAP_GROUP_NBITS] ^= ZU(1)
+		    << (reg & BITMAP_GROUP_NBITS_MASK);
+		j += step;
+		j -= j >= n ? n : 0;
+	}
+}
+
+/*
+ * The same with cache lines of 1 << lg regions, of which each is handed out whole,
+ * in an order that is a random number XOR 0, 1 ..
+ */
+static void
+place_lines(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
+    uint64_t random, unsigned cnt, void **ptrs, unsigned lg) {
+	uint16_t lines[BITMAP_MAXBITS];
+	unsigned n = place_list(
+	    bitmap, bin_info->bitmap_info.ngroups, lg, lines);
+	unsigned nregs = 1U << lg;
+	unsigned step = place_step(random >> 16, n);
+	unsigned j = place_random(random >> 32, n);
+	for (unsigned k = 0; k < cnt;) {
 		unsigned first = (unsigned)lines[j] << lg;
-		lines[j] = lines[i];
-		unsigned  flip = (unsigned)(state >> 16) & (nregs - 1);
+		unsigned flip = (unsigned)(random >> (48 + j % 8))
+		    & (nregs - 1);
 		bitmap_t *word = &bitmap[first >> LG_BITMAP_GROUP_NBITS];
 		for (unsigned r = 0; r < nregs && k < cnt; r++) {
 			unsigned reg = first + (r ^ flip);
@@ -84,8 +119,25 @@ place(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
 				ptrs[k++] = base + bin_info->reg_size * reg;
 			}
 		}
+		j += step;
+		j -= j >= n ? n : 0;
 	}
-	return state;
+}
+
+/* Takes the first free region from a random one on, around. */
+static unsigned
+place_first(bitmap_t *bitmap, const bin_info_t *bin_info, uint64_t random) {
+	size_t   ngroups = bin_info->bitmap_info.ngroups;
+	unsigned start = place_random(random >> 32, bin_info->nregs);
+	size_t   w = start >> LG_BITMAP_GROUP_NBITS;
+	bitmap_t g = bitmap[w] & (~ZU(0) << (start & BITMAP_GROUP_NBITS_MASK));
+	while (g == 0) {
+		w = w + 1 < ngroups ? w + 1 : 0;
+		g = bitmap[w];
+	}
+	unsigned bit = ffs_lu(g);
+	bitmap[w] ^= ZU(1) << bit;
+	return (unsigned)(w << LG_BITMAP_GROUP_NBITS) + bit;
 }
 
 void
@@ -101,7 +153,17 @@ mesh_place_batch(
 	bitmap_t *bitmap = edata_slab_data_get(slab)->bitmap;
 	byte_t   *base = (byte_t *)edata_addr_get(slab);
 	uint64_t *state = tsd_prng_statep_get(tsdn_tsd(tsdn));
-	*state = place(bitmap, bin_info, base, *state, cnt, ptrs);
+	*state = prng_state_next_u64(*state);
+	if (cnt == 1) {
+		ptrs[0] = base
+		    + bin_info->reg_size
+		        * place_first(bitmap, bin_info, *state);
+	} else if (place_lg_line(bin_info) == 0) {
+		place(bitmap, bin_info, base, *state, cnt, ptrs);
+	} else {
+		place_lines(bitmap, bin_info, base, *state, cnt, ptrs,
+		    place_lg_line(bin_info));
+	}
 	edata_nfree_sub(slab, cnt);
 }
 
