@@ -44,14 +44,15 @@ place_lg_line(const bin_info_t *bin_info) {
 }
 
 /*
- * A step with which all of n are visited, n at most BITMAP_MAXBITS: a prime number
- * above that, of which n cannot be a multiple.
+ * A step with which all of n are visited: a prime number, above all of which n could
+ * be a multiple.  Of 16 they are each odd remainder twice.
  */
 static inline unsigned
 place_step(uint64_t bits, unsigned n) {
-	static const uint16_t primes[] = {521, 523, 541, 547, 557, 563, 569,
-	    571, 577, 587, 593, 599, 601, 607, 613, 617};
-	assert(n <= primes[0]);
+	static const uint32_t primes[] = {65537, 65539, 65543, 65551, 65557,
+	    65563, 65579, 65581, 65587, 65609, 65617, 65629, 65647, 65657,
+	    65687, 65701};
+	_Static_assert(BITMAP_MAXBITS < 65537, "regions are uint16_t here");
 	return primes[bits % (sizeof(primes) / sizeof(primes[0]))] % n;
 }
 
