@@ -11,9 +11,9 @@
  *
  * Doing without costs a lock for each object, so it is done only where there is
  * much to be had that meshing cannot get; and for a trial, as long as the program
- * takes to free as many objects as there are.  If less is free in the slabs then,
- * there is another one.  If not, the program gets its caches back for many times
- * as long, and longer each time.
+ * takes to free as many objects as there are.  If the slabs are packed then, there is
+ * another one.  If not, the program gets its caches back for many times as long, and
+ * longer each time.
  *
  * A thread switches its caches off and on by itself, when jemalloc's garbage
  * collection looks at them anyway.
@@ -61,33 +61,38 @@ bin_look(arena_t *arena, const bin_t *bin, szind_t binind) {
 	mesh_pack_t *pack = &arena->mesh.packs[binind];
 	uint64_t     bit = UINT64_C(1) << binind;
 	uint64_t packed = atomic_load_u64(&arena->mesh.packed, ATOMIC_RELAXED);
-	uint64_t ndalloc = bin->stats.ndalloc;
+	bool     on = (packed & bit) != 0;
+	bool     waits = bin->stats.ndalloc < pack->until;
 	uint64_t trial = bin->stats.curregs;
-	if (ndalloc < pack->until) {
+	if (!on && waits) {
 		return;
 	}
 	bool   meshes;
 	size_t waste = mesh_scan_waste(bin, binind, &meshes);
-	bool   much = waste >= PACK_WASTE_MIN
+	/* What has begun goes on until there is half as much to be had. */
+	bool much = waste >= PACK_WASTE_MIN >> on
 	    && waste / bin_infos[binind].slab_size
-	        >= bin->stats.curslabs / PACK_WASTE_SHARE;
-	if ((packed & bit) == 0) {
+	        >= bin->stats.curslabs / PACK_WASTE_SHARE >> on;
+	if (!on) {
 		if (!much || meshes) {
 			return;
 		}
-		packed |= bit;
-		pack->until = ndalloc + trial;
-	} else if (much && bin_is_packed(bin, binind, waste)) {
+		pack->until = bin->stats.ndalloc + trial;
+	} else if (!much) {
+		/* For one, because the program grows again. */
+		pack->until = 0;
+	} else if (waits) {
+		return;
+	} else if (bin_is_packed(bin, binind, waste)) {
 		pack->lg_pause = 0;
-		pack->until = ndalloc + trial;
+		pack->until = bin->stats.ndalloc + trial;
+		return;
 	} else {
-		packed &= ~bit;
-		pack->until = ndalloc
-		    + (trial << (LG_PAUSE_MIN + pack->lg_pause));
-		pack->lg_pause += (LG_PAUSE_MIN + pack->lg_pause
-		    < LG_PAUSE_MAX);
+		unsigned lg = LG_PAUSE_MIN + pack->lg_pause;
+		pack->until = bin->stats.ndalloc + (trial << lg);
+		pack->lg_pause += (lg < LG_PAUSE_MAX);
 	}
-	atomic_store_u64(&arena->mesh.packed, packed, ATOMIC_RELAXED);
+	atomic_store_u64(&arena->mesh.packed, packed ^ bit, ATOMIC_RELAXED);
 }
 
 void

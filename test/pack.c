@@ -2,7 +2,8 @@
  * Threads that free small objects at random places, and allocate one for every two,
  * until a quarter is left.  Some of them look at their caches meanwhile, flush them,
  * or set their size.  Prints as JSON how the slabs of their size are filled then,
- * whether any object was changed, and what threads saw of their caches.
+ * whether any object was changed, and what threads saw of their caches; and whether
+ * they have them again when there are as many objects as before.
  */
 #include "measure.h"
 
@@ -119,6 +120,19 @@ shrinker_main(void *arg) {
 	return objects;
 }
 
+/* Allocates more, which stays; returns for how many classes caches are off then. */
+static uint64_t
+grow(void) {
+	for (size_t i = 0; i < NOBJECTS; i++) {
+		(void)*(volatile uint64_t *)object_new();
+		if (i % PACE == 0) {
+			usleep(PACE);
+		}
+	}
+	ctl_epoch();
+	return mesh_stat("packed");
+}
+
 int
 main(int argc, char **argv) {
 	pthread_t threads[16];
@@ -153,11 +167,13 @@ main(int argc, char **argv) {
 	    (unsigned long long)ctl_number(
 	        "stats.arenas.4096.bins.2.nonfull_slabs"),
 	    (unsigned long long)npacked, (unsigned long long)nodd);
+	uint64_t packed_at_last = grow();
 	for (unsigned i = 0; i < nthreads; i++) {
 		for (size_t k = 0; k < NOBJECTS / nthreads / 4; k++) {
 			object_free(((uint64_t **)objects[i])[k]);
 		}
 	}
-	printf(" \"bad\": %llu}\n", (unsigned long long)nbad);
+	printf(" \"bad\": %llu, \"packed_at_last\": %llu}\n",
+	    (unsigned long long)nbad, (unsigned long long)packed_at_last);
 	return 0;
 }
