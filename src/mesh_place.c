@@ -52,6 +52,7 @@ place_step(uint64_t bits, unsigned n) {
 	static const uint32_t primes[] = {65537, 65539, 65543, 65551, 65557,
 	    65563, 65579, 65581, 65587, 65609, 65617, 65629, 65647, 65657,
 	    65687, 65701};
+	assert(n > 0);
 	_Static_assert(BITMAP_MAXBITS < 65537, "regions are uint16_t here");
 	return primes[bits % (sizeof(primes) / sizeof(primes[0]))] % n;
 }

@@ -19,6 +19,7 @@ static const char usage[] =
 
 #define SIZE 32
 #define NOBJECTS 400000
+#define THREADS_MAX 16
 /* Steps after which a thread sleeps, so that passes come. */
 #define PACE 1000
 
@@ -135,7 +136,8 @@ grow(void) {
 
 int
 main(int argc, char **argv) {
-	pthread_t threads[16];
+	pthread_t threads[THREADS_MAX];
+	void     *objects[THREADS_MAX] = {NULL};
 	for (int c; (c = getopt(argc, argv, "t:c")) != -1;) {
 		switch (c) {
 		case 't':
@@ -149,6 +151,10 @@ main(int argc, char **argv) {
 			return 2;
 		}
 	}
+	if (nthreads == 0 || nthreads > THREADS_MAX) {
+		fputs(usage, stderr);
+		return 2;
+	}
 	cache_default = cache_size();
 	for (uintptr_t i = 0; i < nthreads; i++) {
 		if (pthread_create(&threads[i], NULL, shrinker_main, (void *)i)
@@ -156,7 +162,6 @@ main(int argc, char **argv) {
 			die("pthread_create");
 		}
 	}
-	void *objects[16];
 	for (unsigned i = 0; i < nthreads; i++) {
 		pthread_join(threads[i], &objects[i]);
 	}
