@@ -261,7 +261,8 @@ run_handler_malloc(void) {
 		sigemptyset(&one);
 		sigaddset(&one, SIGUSR1);
 		pthread_sigmask(SIG_BLOCK, &one, &old);
-		kill(getpid(), SIGUSR1);
+		/* Not to the process: another thread could take it. */
+		pthread_kill(pthread_self(), SIGUSR1);
 		sigsuspend(&old);
 		pthread_sigmask(SIG_SETMASK, &old, NULL);
 		held_rewrite();
