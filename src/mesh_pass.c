@@ -333,6 +333,7 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 		return true;
 	}
 	if (!hurry && slice_needless(tsdn)) {
+		mesh_pack_stop(tsdn);
 		return false;
 	}
 	mesh_pack_look(tsdn);

@@ -156,15 +156,15 @@ mesh_place_batch(
 	byte_t   *base = (byte_t *)edata_addr_get(slab);
 	uint64_t *state = tsd_prng_statep_get(tsdn_tsd(tsdn));
 	*state = prng_state_next_u64(*state);
+	unsigned lg = place_lg_line(bin_info);
 	if (cnt == 1) {
 		ptrs[0] = base
 		    + bin_info->reg_size
 		        * place_first(bitmap, bin_info, *state);
-	} else if (place_lg_line(bin_info) == 0) {
+	} else if (lg == 0) {
 		place(bitmap, bin_info, base, *state, cnt, ptrs);
 	} else {
-		place_lines(bitmap, bin_info, base, *state, cnt, ptrs,
-		    place_lg_line(bin_info));
+		place_lines(bitmap, bin_info, base, *state, cnt, ptrs, lg);
 	}
 	edata_nfree_sub(slab, cnt);
 }
