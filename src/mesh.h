@@ -265,8 +265,16 @@ void  mesh_place_batch(
  * of its garbage collections.  No lock may be held.
  */
 void mesh_pack_event(tsd_t *tsd, tcache_t *tcache);
-/* Switches all on, before the thread's caches are laid out anew or taken down. */
+/* Switches all on, before the thread's caches are laid out anew or emptied. */
 void mesh_pack_undo(tsd_t *tsd, tcache_t *tcache);
+/*
+ * arena_malloc_hard() and arena_dalloc_small() for a class whose cache is off, by mesh
+ * or by the user's wish.  No lock may be held.
+ */
+void *mesh_pack_alloc(tsd_t *tsd, arena_t *arena, tcache_t *tcache, size_t size,
+    szind_t binind, bool zero);
+void  mesh_pack_dalloc(
+     tsd_t *tsd, tcache_t *tcache, void *ptr, szind_t binind);
 
 /* mesh_pass.c */
 

@@ -4,16 +4,19 @@
  * A thread's cache hands out what was freed last.  If a program shrinks at random
  * places and goes on allocating, new objects so keep filling all slabs alike.  Of
  * slabs with hundreds of regions no two mesh then, although much is free in them.
- * Without caches every object goes to the first slab that has room: the first slabs
- * fill up, and the last ones drain until they mesh or end.  In Redis, whose small
- * objects become fewer as values become longer, that is a third of what the heap
- * has more than its objects need.
+ * If instead every object goes to the first slab that has room, the first slabs fill
+ * up, and the last ones drain until they mesh or end.  In Redis, whose small objects
+ * become fewer as values become longer, that is a third of what the heap has more
+ * than its objects need.
  *
- * Doing without costs a lock for each object, so it is done only where there is
- * much to be had that meshing cannot get; and for a trial, as long as the program
- * takes to free as many objects as there are.  If the slabs are packed then, there is
- * another one.  If not, the program gets its caches back for many times as long, and
- * longer each time.
+ * So a thread's cache is switched off, and its memory holds two stacks instead: of
+ * regions from the first slabs, for the next objects, and of those that were freed,
+ * which go back to their slabs together.  Neither is on malloc's and free's fast
+ * path, and freed regions are no longer in the processor's caches when they are used
+ * again.  Hence it is done only where there is much to be had that meshing cannot
+ * get; and for a trial, as long as the program takes to free as many objects as there
+ * are.  If the slabs are packed then, there is another one.  If not, the program gets
+ * its caches back for many times as long, and longer each time.
  *
  * A thread switches its caches off and on by itself, when jemalloc's garbage
  * collection looks at them anyway.
@@ -134,13 +137,54 @@ mesh_pack_stop(tsdn_t *tsdn) {
 /******************************************************************************/
 /* Threads. */
 
-/* How many objects the cache of a class holds if it is on. */
+/* What a thread has of a packed class, in the memory of its cache. */
+typedef struct stacks_s stacks_t;
+struct stacks_s {
+	/* The ncached_max of the cache. */
+	cache_bin_sz_t max;
+	/* Regions for the next objects, and those that were freed. */
+	cache_bin_sz_t nready;
+	cache_bin_sz_t nfreed;
+	/* The former in the first half, the latter in the second. */
+	void *ptrs[];
+};
+
+/* Regions that fit into one stack. */
 static cache_bin_sz_t
-cache_max(tcache_t *tcache, szind_t binind) {
-	cache_bin_sz_t off = tcache->tcache_slow->mesh_cache_max[binind];
-	return off > 0
-	    ? off
-	    : cache_bin_ncached_max_get_unsafe(&tcache->bins[binind]);
+stacks_half(const stacks_t *stacks) {
+	size_t header = sizeof(stacks_t) / sizeof(void *);
+	return stacks->max <= header
+	    ? 0
+	    : (cache_bin_sz_t)((stacks->max - header) / 2);
+}
+
+/* NULL if the class is not packed. */
+static stacks_t *
+stacks_get(tcache_t *tcache, szind_t binind) {
+	tcache_slow_t *slow = tcache->tcache_slow;
+	uint32_t       offset = slow->mesh_stacks[binind];
+	return offset == 0 ? NULL
+	                   : (stacks_t *)((byte_t *)slow->dyn_alloc + offset);
+}
+
+/* The requests that the cache has counted, for the statistics of its arena. */
+static cache_bin_stats_t
+requests_take(cache_bin_t *cache) {
+	cache_bin_stats_t stats = cache->tstats;
+	cache->tstats.nrequests = 0;
+	return stats;
+}
+
+static void
+freed_flush(tsd_t *tsd, tcache_t *tcache, szind_t binind, stacks_t *stacks) {
+	cache_bin_ptr_array_t freed = {.n = stacks->nfreed,
+	    .ptr = &stacks->ptrs[stacks_half(stacks)]};
+	if (stacks->nfreed > 0) {
+		arena_ptr_array_flush(tsd, binind, &freed, stacks->nfreed,
+		    /* small */ true, tcache->tcache_slow->arena,
+		    requests_take(&tcache->bins[binind]));
+		stacks->nfreed = 0;
+	}
 }
 
 /* Where in the memory of all caches that one begins; see tcache_init(). */
@@ -148,7 +192,11 @@ static size_t
 cache_offset(tcache_t *tcache, szind_t binind) {
 	size_t offset = sizeof(void *);
 	for (szind_t i = 0; i < binind; i++) {
-		offset += cache_max(tcache, i) * sizeof(void *);
+		const stacks_t *stacks = stacks_get(tcache, i);
+		offset += sizeof(void *)
+		    * (stacks != NULL ? stacks->max
+		                      : cache_bin_ncached_max_get_unsafe(
+		                          &tcache->bins[i]));
 	}
 	return offset;
 }
@@ -157,33 +205,44 @@ static void
 cache_switch_off(tsd_t *tsd, tcache_t *tcache, szind_t binind) {
 	tcache_slow_t *slow = tcache->tcache_slow;
 	cache_bin_t   *cache = &tcache->bins[binind];
-	if (tcache_bin_disabled(binind, cache, slow)) {
-		/* By the user's wish. */
+	if (tcache_bin_disabled(binind, cache, slow)
+	    || cache_bin_ncached_max_get(cache) * sizeof(void *)
+	        < sizeof(stacks_t)) {
+		/* By the user's wish, or hardly a cache. */
 		return;
 	}
+	size_t offset = cache_offset(tcache, binind);
 	assert(cache_bin_low_bound_get(cache)
-	    == (void **)((byte_t *)slow->dyn_alloc
-	        + cache_offset(tcache, binind)));
+	    == (void **)((byte_t *)slow->dyn_alloc + offset));
+	assert(offset <= UINT32_MAX);
 	/* Also counts its requests. */
 	tcache_bin_flush_small(tsd, tcache, cache, binind, 0);
 	malloc_mutex_lock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
-	slow->mesh_cache_max[binind] = cache_bin_ncached_max_get(cache);
+	cache_bin_sz_t max = cache_bin_ncached_max_get(cache);
 	cache_bin_init_disabled(cache, 0);
+	slow->mesh_stacks[binind] = (uint32_t)offset;
+	*stacks_get(tcache, binind) = (stacks_t){.max = max};
 	malloc_mutex_unlock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
 }
 
 static void
 cache_switch_on(tsd_t *tsd, tcache_t *tcache, szind_t binind) {
 	tcache_slow_t *slow = tcache->tcache_slow;
-	if (slow->mesh_cache_max[binind] == 0) {
+	stacks_t      *stacks = stacks_get(tcache, binind);
+	if (stacks == NULL) {
 		return;
 	}
-	size_t           offset = cache_offset(tcache, binind);
+	freed_flush(tsd, tcache, binind, stacks);
+	memmove(&stacks->ptrs[stacks_half(stacks)], stacks->ptrs,
+	    stacks->nready * sizeof(void *));
+	stacks->nfreed = stacks->nready;
+	freed_flush(tsd, tcache, binind, stacks);
+	size_t           offset = slow->mesh_stacks[binind];
 	cache_bin_info_t info;
-	cache_bin_info_init(&info, slow->mesh_cache_max[binind]);
+	cache_bin_info_init(&info, stacks->max);
 	malloc_mutex_lock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
 	cache_bin_init(&tcache->bins[binind], &info, slow->dyn_alloc, &offset);
-	slow->mesh_cache_max[binind] = 0;
+	slow->mesh_stacks[binind] = 0;
 	malloc_mutex_unlock(tsd_tsdn(tsd), &slow->arena->tcache_ql_mtx);
 }
 
@@ -223,4 +282,52 @@ mesh_pack_undo(tsd_t *tsd, tcache_t *tcache) {
 	if (tcache->tcache_slow->mesh_packed != 0) {
 		caches_switch(tsd, tcache, 0);
 	}
+}
+
+/* Fills the stack of regions for the next objects; false if memory is short. */
+static bool
+ready_fill(tsd_t *tsd, arena_t *arena, tcache_t *tcache, szind_t binind,
+    stacks_t *stacks) {
+	cache_bin_sz_t        half = stacks_half(stacks);
+	cache_bin_ptr_array_t ready = {.n = half, .ptr = stacks->ptrs};
+	if (half > 0) {
+		stacks->nready = arena_ptr_array_fill_small(tsd_tsdn(tsd),
+		    arena, binind, &ready, half, half,
+		    requests_take(&tcache->bins[binind]));
+	}
+	return stacks->nready > 0;
+}
+
+void *
+mesh_pack_alloc(tsd_t *tsd, arena_t *arena, tcache_t *tcache, size_t size,
+    szind_t binind, bool zero) {
+	stacks_t *stacks = stacks_get(tcache, binind);
+	if (stacks == NULL
+	    || (stacks->nready == 0
+	        && !ready_fill(tsd, arena, tcache, binind, stacks))) {
+		return arena_malloc_hard(tsd_tsdn(tsd), arena, size, binind,
+		    zero, /* slab */ true);
+	}
+	void *ptr = stacks->ptrs[--stacks->nready];
+	if (zero) {
+		memset(ptr, 0, sz_index2size(binind));
+	}
+	if (config_stats) {
+		tcache->bins[binind].tstats.nrequests++;
+	}
+	return ptr;
+}
+
+void
+mesh_pack_dalloc(tsd_t *tsd, tcache_t *tcache, void *ptr, szind_t binind) {
+	stacks_t      *stacks = stacks_get(tcache, binind);
+	cache_bin_sz_t half = stacks == NULL ? 0 : stacks_half(stacks);
+	if (half == 0) {
+		arena_dalloc_small(tsd_tsdn(tsd), ptr);
+		return;
+	}
+	if (stacks->nfreed == half) {
+		freed_flush(tsd, tcache, binind, stacks);
+	}
+	stacks->ptrs[half + stacks->nfreed++] = ptr;
 }
