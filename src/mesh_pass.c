@@ -34,8 +34,6 @@
 #define SLICE_SHARE 16
 #define SLICE_NS_MIN UINT64_C(200000)
 #define SLICE_NS_MAX UINT64_C(3000000)
-/* Slices are so many times as frequent while much can be released. */
-#define URGENT_SPEED 4
 /* What a tick in an application thread may take at once. */
 #define SLICE_NS_TICK UINT64_C(200000)
 /*
@@ -397,8 +395,8 @@ slice_ns(void) {
 static uint64_t
 slice_wait_ns(void) {
 	uint64_t period = (uint64_t)opt_mesh_period_ms * KQU(1000000);
-	if (slice_scan.site.bin != NULL && slice_scan.urgent) {
-		period /= URGENT_SPEED;
+	if (slice_scan.site.bin != NULL) {
+		period /= slice_scan.speed;
 	}
 	uint64_t since = now_ns() - slice_last_ns;
 	return since < period ? period - since : 0;

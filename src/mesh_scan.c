@@ -52,8 +52,14 @@ static const uint8_t attempt_min[] = {
 #define LEAD_GAP_MAX_SCARCE 48
 /* Runs of one batch: a writer may have to wait for all of them. */
 #define BATCH_RUNS 16
-/* It is urgent if one byte in so many could be released. */
+/*
+ * Slices are more frequent, by these factors, if one byte in so many could be
+ * released.
+ */
 #define URGENT_SHARE 8
+#define URGENT_SPEED 4
+#define VERY_URGENT_SHARE 4
+#define VERY_URGENT_SPEED 8
 /* With fewer partners for a slab on average there is nothing to be had. */
 #define PARTNERS_MIN 0.01
 /* Slabs that are looked at in one hold of the bin lock, some ten microseconds. */
@@ -189,7 +195,10 @@ static void
 scan_demand_read(tsdn_t *tsdn, mesh_scan_t *scan) {
 	mesh_demand_t sum;
 	mesh_scan_demand_all(tsdn, &sum, scan->site.bin);
-	scan->urgent = sum.others + sum.own > sum.slabs / URGENT_SHARE;
+	size_t demand = sum.others + sum.own;
+	scan->speed = demand > sum.slabs / VERY_URGENT_SHARE ? VERY_URGENT_SPEED
+	    : demand > sum.slabs / URGENT_SHARE              ? URGENT_SPEED
+	                                                     : 1;
 	size_t passed = scan->nseen - scan->nslabs;
 	if (passed < scan->nexpected) {
 		sum.own = (size_t)((double)sum.own
@@ -270,6 +279,7 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
     unsigned binshard) {
 	bin_t *bin = arena_get_bin(arena, binind, binshard);
 	memset(scan, 0, sizeof(*scan));
+	scan->speed = 1;
 	/* Counts the mappings, of which those in limbo may need some. */
 	size_t left;
 	(void)mesh_splice_left(&left);

@@ -99,8 +99,9 @@ struct mesh_scan_s {
 	size_t share;
 	size_t share_poor;
 	bool   scarce;
-	/* Much could be released; much more will be, as the bin is in flux. */
-	bool urgent;
+	/* How many times as frequent slices are, as much could be released. */
+	unsigned speed;
+	/* Much more will be, as the bin is in flux. */
 	bool flux;
 
 	/* Slabs expected and seen; ranges moved, of the block and in all. */
