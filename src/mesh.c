@@ -54,7 +54,7 @@
  *     mesh_fork, mesh_view         fork: private views, made lazily, of the ranges
  *     mesh_table                   in a table
  *     mesh_libc                    what a child's C library writes before that
- *     mesh_pack                    no thread caches where slabs are too full to mesh
+ *     mesh_pack                    fills the first slabs where they are too full to mesh
  *     mesh_tidy                    one mapping again of what passes have cut up
  *     mesh_place                   random placement of regions
  *     mesh_reserve                 fresh slabs of a class side by side

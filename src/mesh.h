@@ -129,7 +129,7 @@ struct mesh_arena_s {
 	uint8_t     calm_looks[SC_NBINS];
 	size_t      demand_seen[SC_NBINS];
 	mesh_pack_t packs[SC_NBINS];
-	/* A bit for each bin of which no thread shall have a cache. */
+	/* A bit for each bin that threads shall pack. */
 	atomic_u64_t packed;
 };
 
@@ -153,7 +153,7 @@ struct mesh_stats_s {
 	size_t saved_max;
 	/* Bytes more that meshing leaves alone to save mappings, at most. */
 	size_t withheld;
-	/* Bins that threads allocate from without caches, so that they pack. */
+	/* Bins of which threads fill the first slabs. */
 	size_t packed;
 };
 

@@ -1,5 +1,5 @@
 /*
- * Packing: where slabs are too full to mesh, threads do without their caches.
+ * Packing: where slabs are too full to mesh, threads fill the first ones.
  *
  * A thread's cache hands out what was freed last.  If a program shrinks at random
  * places and goes on allocating, new objects so keep filling all slabs alike.  Of
@@ -33,8 +33,8 @@
 #include "jemalloc/internal/mesh_scan.h"
 
 /* What must be free in a bin's slabs: bytes, and one of so many. */
-#define PACK_WASTE_MIN (ZU(1) << 18)
-#define PACK_WASTE_SHARE 16
+#define PACK_WASTE_MIN (ZU(1) << 16)
+#define PACK_WASTE_SHARE 64
 /* How full slabs that are not full are of a bin that is packed, of the average. */
 #define PACKED_SHARE 0.75
 /* Binary logarithm of how much longer than a trial a pause is. */
@@ -175,15 +175,16 @@ requests_take(cache_bin_t *cache) {
 	return stats;
 }
 
+/* Gives the n regions of one stack back to their slabs. */
 static void
-freed_flush(tsd_t *tsd, tcache_t *tcache, szind_t binind, stacks_t *stacks) {
-	cache_bin_ptr_array_t freed = {.n = stacks->nfreed,
-	    .ptr = &stacks->ptrs[stacks_half(stacks)]};
-	if (stacks->nfreed > 0) {
-		arena_ptr_array_flush(tsd, binind, &freed, stacks->nfreed,
+stack_flush(tsd_t *tsd, tcache_t *tcache, szind_t binind, void **ptrs,
+    cache_bin_sz_t *n) {
+	cache_bin_ptr_array_t array = {.n = *n, .ptr = ptrs};
+	if (*n > 0) {
+		arena_ptr_array_flush(tsd, binind, &array, *n,
 		    /* small */ true, tcache->tcache_slow->arena,
 		    requests_take(&tcache->bins[binind]));
-		stacks->nfreed = 0;
+		*n = 0;
 	}
 }
 
@@ -232,11 +233,9 @@ cache_switch_on(tsd_t *tsd, tcache_t *tcache, szind_t binind) {
 	if (stacks == NULL) {
 		return;
 	}
-	freed_flush(tsd, tcache, binind, stacks);
-	memmove(&stacks->ptrs[stacks_half(stacks)], stacks->ptrs,
-	    stacks->nready * sizeof(void *));
-	stacks->nfreed = stacks->nready;
-	freed_flush(tsd, tcache, binind, stacks);
+	stack_flush(tsd, tcache, binind, stacks->ptrs, &stacks->nready);
+	stack_flush(tsd, tcache, binind, &stacks->ptrs[stacks_half(stacks)],
+	    &stacks->nfreed);
 	size_t           offset = slow->mesh_stacks[binind];
 	cache_bin_info_t info;
 	cache_bin_info_init(&info, stacks->max);
@@ -305,8 +304,8 @@ mesh_pack_alloc(tsd_t *tsd, arena_t *arena, tcache_t *tcache, size_t size,
 	if (stacks == NULL
 	    || (stacks->nready == 0
 	        && !ready_fill(tsd, arena, tcache, binind, stacks))) {
-		return arena_malloc_hard(tsd_tsdn(tsd), arena, size, binind,
-		    zero, /* slab */ true);
+		return arena_malloc_hard(
+		    tsd_tsdn(tsd), arena, size, binind, zero, /* slab */ true);
 	}
 	void *ptr = stacks->ptrs[--stacks->nready];
 	if (zero) {
@@ -327,7 +326,8 @@ mesh_pack_dalloc(tsd_t *tsd, tcache_t *tcache, void *ptr, szind_t binind) {
 		return;
 	}
 	if (stacks->nfreed == half) {
-		freed_flush(tsd, tcache, binind, stacks);
+		stack_flush(
+		    tsd, tcache, binind, &stacks->ptrs[half], &stacks->nfreed);
 	}
 	stacks->ptrs[half + stacks->nfreed++] = ptr;
 }

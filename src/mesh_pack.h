@@ -5,7 +5,7 @@
 #include "jemalloc/internal/mesh.h"
 
 /*
- * Decides in which bins threads shall do without caches.  The mesh lock is held;
+ * Decides of which bins threads shall fill the first slabs.  The mesh lock is held;
  * takes bin locks.
  */
 void mesh_pack_look(tsdn_t *tsdn);

@@ -167,11 +167,14 @@ main(int argc, char **argv) {
 	}
 	ctl_epoch();
 	printf(
-	    "{\"slabs\": %llu, \"nonfull\": %llu, \"packed\": %llu, \"odd\": %llu,",
+	    "{\"slabs\": %llu, \"nonfull\": %llu, \"packed\": %llu, \"odd\": %llu,"
+	    " \"kept\": %lld,",
 	    (unsigned long long)ctl_number("stats.arenas.4096.bins.2.curslabs"),
 	    (unsigned long long)ctl_number(
 	        "stats.arenas.4096.bins.2.nonfull_slabs"),
-	    (unsigned long long)npacked, (unsigned long long)nodd);
+	    (unsigned long long)npacked, (unsigned long long)nodd,
+	    (long long)ctl_number("stats.arenas.4096.bins.2.curregs")
+	        - (long long)(NOBJECTS / nthreads / 4 * nthreads));
 	uint64_t packed_at_last = grow();
 	for (unsigned i = 0; i < nthreads; i++) {
 		for (size_t k = 0; k < NOBJECTS / nthreads / 4; k++) {
