@@ -41,6 +41,9 @@
 #define LG_PAUSE_MIN 3
 #define LG_PAUSE_MAX 10
 
+/* How many objects ahead the processor is told what comes. */
+#define PREFETCH 2
+
 /* Bins that the bits of packed are for; all where pages are of 4 to 64 KiB. */
 #define PACK_BINS_MAX 64
 
@@ -308,6 +311,10 @@ mesh_pack_alloc(tsd_t *tsd, arena_t *arena, tcache_t *tcache, size_t size,
 		    tsd_tsdn(tsd), arena, size, binind, zero, /* slab */ true);
 	}
 	void *ptr = stacks->ptrs[--stacks->nready];
+	if (stacks->nready >= PREFETCH) {
+		/* Unlike what was freed last, it is in no cache. */
+		util_prefetch_write(stacks->ptrs[stacks->nready - PREFETCH]);
+	}
 	if (zero) {
 		memset(ptr, 0, sz_index2size(binind));
 	}
