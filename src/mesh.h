@@ -86,7 +86,8 @@ struct mesh_tidy_at_s {
 /* Of one bin, how it is packed (mesh_pack.c); guarded by the mesh lock. */
 typedef struct mesh_pack_s mesh_pack_t;
 struct mesh_pack_s {
-	/* The bin's ndalloc at which the trial or pause ends. */
+	/* The bin's ndalloc at the last look, and at which a trial or pause ends. */
+	uint64_t ndalloc_looked;
 	uint64_t until;
 	/* How often the pause has been doubled. */
 	unsigned lg_pause;
@@ -273,8 +274,7 @@ void mesh_pack_undo(tsd_t *tsd, tcache_t *tcache);
  */
 void *mesh_pack_alloc(tsd_t *tsd, arena_t *arena, tcache_t *tcache, size_t size,
     szind_t binind, bool zero);
-void  mesh_pack_dalloc(
-     tsd_t *tsd, tcache_t *tcache, void *ptr, szind_t binind);
+void  mesh_pack_dalloc(tsd_t *tsd, tcache_t *tcache, void *ptr, szind_t binind);
 
 /* mesh_pass.c */
 

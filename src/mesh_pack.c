@@ -70,7 +70,10 @@ bin_look(arena_t *arena, const bin_t *bin, szind_t binind) {
 	bool     on = (packed & bit) != 0;
 	bool     waits = bin->stats.ndalloc < pack->until;
 	uint64_t trial = bin->stats.curregs;
-	if (!on && waits) {
+	uint64_t freed = bin->stats.ndalloc - pack->ndalloc_looked;
+	pack->ndalloc_looked = bin->stats.ndalloc;
+	if (!on && (waits || freed > trial)) {
+		/* Where a trial would be over at once, nothing lasts. */
 		return;
 	}
 	bool   meshes;

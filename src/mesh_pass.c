@@ -57,7 +57,9 @@
 /*
  * A scan costs as much as its bin has slabs, so it waits until a certain share of
  * them was freed from and another could be released, or for so many looks: a
- * program that is just freeing all has some slabs half empty at any time.
+ * program that is just freeing all has some slabs half empty at any time.  So it
+ * does if a bin lost as many regions since the last look as it has: what is meshed
+ * there will hardly live until the next.
  */
 #define LITTLE_SHARE 32
 #define LITTLE_GAIN_SHARE 64
@@ -183,21 +185,25 @@ typedef enum {
 	bin_due
 } bin_state_t;
 
+/* Regions freed since the last look at a bin, about; it is locked. */
+static size_t
+bin_freed(bin_t *bin) {
+	uint16_t now = (uint16_t)(bin->stats.ndalloc / 64);
+	uint16_t freed = (uint16_t)(now - bin->mesh.ndalloc_looked);
+	bin->mesh.ndalloc_looked = now;
+	return (size_t)freed * 64;
+}
+
 /*
  * Whether the program frees from a bin so fast that soon other slabs will be worth
  * the mappings more, if those are short; the bin is locked.
  */
 static bool
-bin_in_flux(
-    arena_t *arena, bin_t *bin, szind_t binind, size_t left, size_t demand) {
-	mesh_bin_t *mesh = &bin->mesh;
-	uint8_t    *calm = &arena->mesh.calm_looks[binind];
-	uint16_t    now = (uint16_t)(bin->stats.ndalloc / 64);
-	uint16_t    fresh = (uint16_t)(now - mesh->ndalloc_looked);
-	mesh->ndalloc_looked = now;
-	size_t looks = left / FLUX_MAPS_PER_LOOK + 1;
-	bool   fast = (size_t)fresh * 64 * looks
-	    > bin->stats.nonfull_slabs / FLUX_SHARE;
+bin_in_flux(arena_t *arena, const bin_t *bin, szind_t binind, size_t freed,
+    size_t left, size_t demand) {
+	uint8_t *calm = &arena->mesh.calm_looks[binind];
+	size_t   looks = left / FLUX_MAPS_PER_LOOK + 1;
+	bool     fast = freed * looks > bin->stats.nonfull_slabs / FLUX_SHARE;
 	*calm = fast ? 0 : *calm + (*calm < FLUX_CALM_LOOKS);
 	return *calm < FLUX_CALM_LOOKS
 	    && demand / bin_infos[binind].slab_size
@@ -236,11 +242,13 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 		uint32_t    freed = (uint32_t)bin->stats.ndalloc
 		    - mesh->ndalloc_seen;
 		size_t demand = mesh_scan_demand(bin, binind);
+		size_t fresh = bin_freed(bin);
 		bool   little = config_stats
 		    && (freed < bin->stats.nonfull_slabs / LITTLE_SHARE
 		        || demand / bin_infos[binind].slab_size
-		            < bin->stats.curslabs / LITTLE_GAIN_SHARE);
-		*flux = bin_in_flux(arena, bin, binind, left, demand);
+		            < bin->stats.curslabs / LITTLE_GAIN_SHARE
+		        || fresh > bin->stats.curregs);
+		*flux = bin_in_flux(arena, bin, binind, fresh, left, demand);
 		mesh->nlooks += (mesh->nlooks < UINT8_MAX);
 		if (*flux && mesh->nlooks > FLUX_LOOKS
 		    && bin_grows(arena, binind, demand)) {
