@@ -74,19 +74,28 @@ place_list(
 	return n;
 }
 
+/* Of all units of a fresh slab there is no list. */
+static inline unsigned
+place_listed(const uint16_t *list, unsigned j) {
+	return list == NULL ? j : list[j];
+}
+
 /*
  * Takes cnt free regions, each so many after the one before, around and around, from
  * a random one on.
  */
 static void
-place(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
+place(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base, bool fresh,
     uint64_t random, unsigned cnt, void **ptrs) {
-	uint16_t regs[BITMAP_MAXBITS];
-	unsigned n = place_list(bitmap, bin_info->bitmap_info.ngroups, 0, regs);
-	unsigned step = place_step(random >> 16, n);
-	unsigned j = place_random(random >> 32, n);
+	uint16_t        list[BITMAP_MAXBITS];
+	const uint16_t *regs = fresh ? NULL : list;
+	unsigned        n = fresh
+	           ? bin_info->nregs
+	           : place_list(bitmap, bin_info->bitmap_info.ngroups, 0, list);
+	unsigned        step = place_step(random >> 16, n);
+	unsigned        j = place_random(random >> 32, n);
 	for (unsigned k = 0; k < cnt; k++) {
-		unsigned reg = regs[j];
+		unsigned reg = place_listed(regs, j);
 		ptrs[k] = base + bin_info->reg_size * reg;
 		bitmap[reg >> LG_BITMAP_GROUP_NBITS] ^= ZU(1)
 		    << (reg & BITMAP_GROUP_NBITS_MASK);
@@ -101,15 +110,17 @@ place(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
  */
 static void
 place_lines(bitmap_t *bitmap, const bin_info_t *bin_info, byte_t *base,
-    uint64_t random, unsigned cnt, void **ptrs, unsigned lg) {
-	uint16_t lines[BITMAP_MAXBITS];
-	unsigned n = place_list(
-	    bitmap, bin_info->bitmap_info.ngroups, lg, lines);
-	unsigned nregs = 1U << lg;
-	unsigned step = place_step(random >> 16, n);
-	unsigned j = place_random(random >> 32, n);
+    bool fresh, uint64_t random, unsigned cnt, void **ptrs, unsigned lg) {
+	uint16_t        list[BITMAP_MAXBITS];
+	const uint16_t *lines = fresh ? NULL : list;
+	unsigned        n = fresh
+	           ? bin_info->nregs >> lg
+	           : place_list(bitmap, bin_info->bitmap_info.ngroups, lg, list);
+	unsigned        nregs = 1U << lg;
+	unsigned        step = place_step(random >> 16, n);
+	unsigned        j = place_random(random >> 32, n);
 	for (unsigned k = 0; k < cnt;) {
-		unsigned first = (unsigned)lines[j] << lg;
+		unsigned first = place_listed(lines, j) << lg;
 		unsigned flip = (unsigned)(random >> (48 + j % 8))
 		    & (nregs - 1);
 		bitmap_t *word = &bitmap[first >> LG_BITMAP_GROUP_NBITS];
@@ -157,14 +168,16 @@ mesh_place_batch(
 	uint64_t *state = tsd_prng_statep_get(tsdn_tsd(tsdn));
 	*state = prng_state_next_u64(*state);
 	unsigned lg = place_lg_line(bin_info);
+	bool     fresh = (edata_nfree_get(slab) == bin_info->nregs);
 	if (cnt == 1) {
 		ptrs[0] = base
 		    + bin_info->reg_size
 		        * place_first(bitmap, bin_info, *state);
 	} else if (lg == 0) {
-		place(bitmap, bin_info, base, *state, cnt, ptrs);
+		place(bitmap, bin_info, base, fresh, *state, cnt, ptrs);
 	} else {
-		place_lines(bitmap, bin_info, base, *state, cnt, ptrs, lg);
+		place_lines(
+		    bitmap, bin_info, base, fresh, *state, cnt, ptrs, lg);
 	}
 	edata_nfree_sub(slab, cnt);
 }
