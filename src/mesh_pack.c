@@ -159,9 +159,7 @@ struct stacks_s {
 static cache_bin_sz_t
 stacks_half(const stacks_t *stacks) {
 	size_t header = sizeof(stacks_t) / sizeof(void *);
-	return stacks->max <= header
-	    ? 0
-	    : (cache_bin_sz_t)((stacks->max - header) / 2);
+	return (cache_bin_sz_t)((stacks->max - header) / 2);
 }
 
 /* NULL if the class is not packed. */
@@ -214,7 +212,7 @@ cache_switch_off(tsd_t *tsd, tcache_t *tcache, szind_t binind) {
 	cache_bin_t   *cache = &tcache->bins[binind];
 	if (tcache_bin_disabled(binind, cache, slow)
 	    || cache_bin_ncached_max_get(cache) * sizeof(void *)
-	        < sizeof(stacks_t)) {
+	        < sizeof(stacks_t) + 2 * sizeof(void *)) {
 		/* By the user's wish, or hardly a cache. */
 		return;
 	}
@@ -295,11 +293,8 @@ ready_fill(tsd_t *tsd, arena_t *arena, tcache_t *tcache, szind_t binind,
     stacks_t *stacks) {
 	cache_bin_sz_t        half = stacks_half(stacks);
 	cache_bin_ptr_array_t ready = {.n = half, .ptr = stacks->ptrs};
-	if (half > 0) {
-		stacks->nready = arena_ptr_array_fill_small(tsd_tsdn(tsd),
-		    arena, binind, &ready, half, half,
-		    requests_take(&tcache->bins[binind]));
-	}
+	stacks->nready = arena_ptr_array_fill_small(tsd_tsdn(tsd), arena,
+	    binind, &ready, half, half, requests_take(&tcache->bins[binind]));
 	return stacks->nready > 0;
 }
 
@@ -329,12 +324,12 @@ mesh_pack_alloc(tsd_t *tsd, arena_t *arena, tcache_t *tcache, size_t size,
 
 void
 mesh_pack_dalloc(tsd_t *tsd, tcache_t *tcache, void *ptr, szind_t binind) {
-	stacks_t      *stacks = stacks_get(tcache, binind);
-	cache_bin_sz_t half = stacks == NULL ? 0 : stacks_half(stacks);
-	if (half == 0) {
+	stacks_t *stacks = stacks_get(tcache, binind);
+	if (stacks == NULL) {
 		arena_dalloc_small(tsd_tsdn(tsd), ptr);
 		return;
 	}
+	cache_bin_sz_t half = stacks_half(stacks);
 	if (stacks->nfreed == half) {
 		stack_flush(
 		    tsd, tcache, binind, &stacks->ptrs[half], &stacks->nfreed);

@@ -330,7 +330,7 @@ static bool
 slice_run(tsdn_t *tsdn, uint64_t ns) {
 	slice_last_ns = now_ns();
 	bool hurry = (opt_mesh_period_ms == 0);
-	if (slice_last_ns < refused_until_ns || mesh_view_pending(tsdn, hurry)
+	if (mesh_view_pending(tsdn, hurry)
 	    || (!hurry && forked_ns != 0
 	        && slice_last_ns - forked_ns < FORK_PAUSE_NS
 	        && slice_last_ns - forked_first_ns < FORK_PAUSE_NS_MAX)
@@ -342,7 +342,11 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 		mesh_pack_stop(tsdn);
 		return false;
 	}
+	/* It needs nothing of the kernel. */
 	mesh_pack_look(tsdn);
+	if (slice_last_ns < refused_until_ns) {
+		return true;
+	}
 	bool     later = false;
 	bool     worked = false;
 	unsigned first_arena = slice_arena;
