@@ -585,6 +585,8 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
 		return;
 	}
+	/* Whoever asks for a pass has often just freed much. */
+	mesh_splice_recount();
 	slice_scan_finish(tsdn);
 	unsigned busy_ms = BUSY_WAIT_MS;
 	for (szind_t i = 0; i < SC_NBINS; i++) {

@@ -58,7 +58,7 @@ mesh_splice_copy(void *window, const void *slab, const uint64_t *live,
 static void
 maps_distrust(void) {
 	atomic_store_zu(&maps_bound, maps_max, ATOMIC_RELAXED);
-	nstime_init_zero(&maps_counted_at);
+	mesh_splice_recount();
 }
 
 /*
@@ -222,6 +222,11 @@ mesh_splice_left(size_t *left) {
 	size_t maps = mesh_splice_maps();
 	*left = maps < maps_max ? maps_max - maps : 0;
 	return false;
+}
+
+void
+mesh_splice_recount(void) {
+	nstime_init_zero(&maps_counted_at);
 }
 
 bool

