@@ -25,16 +25,21 @@ struct bin_s;
 typedef enum {
 	/* The first of the others that this process is permitted. */
 	mesh_barrier_auto = 0,
+	/*
+	 * userfaultfd(2) takes the pages away: who reads or writes there waits, in
+	 * the kernel too, and the kernel refuses pages that it must not lose.
+	 */
+	mesh_barrier_move = 1,
 	/* userfaultfd(2) write protection: writers wait, in the kernel too. */
-	mesh_barrier_userfaultfd = 1,
+	mesh_barrier_userfaultfd = 2,
 	/* A signal stops all other threads; anybody may. */
-	mesh_barrier_signal = 2,
+	mesh_barrier_signal = 3,
 	/*
 	 * No barrier: loses writes.  Only debug builds accept it, for the tests
 	 * that show what the barrier is good for.
 	 */
-	mesh_barrier_none = 3,
-	mesh_barrier_limit = 4
+	mesh_barrier_none = 4,
+	mesh_barrier_limit = 5
 } mesh_barrier_t;
 
 /* A leader and its followers; laid out in mesh_group.h. */

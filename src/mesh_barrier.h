@@ -14,6 +14,8 @@ const char *mesh_barrier_boot(void);
 /* The barrier in use, and why it is not the first choice; "" if it is. */
 mesh_barrier_t mesh_barrier_get(void);
 const char    *mesh_barrier_reason(void);
+/* Whether it is one of those made of a userfaultfd. */
+bool mesh_barrier_is_uffd(void);
 
 /*
  * Makes ready to raise the barrier.  The mesh lock is held, the barrier is down.
@@ -33,18 +35,28 @@ const char *mesh_barrier_begin(void);
 void        mesh_barrier_end(void);
 
 /*
- * Keeps writers away from a range: from here on they wait, in user mode and in
- * the kernel, until the barrier is lowered.  Returns true, and changes nothing, if
- * that is not to be had; errno is EBUSY if the range is in use by a thread that
- * could not be kept away from it.
+ * Makes room for the pages of size bytes of private ranges, as one batch may take
+ * away, until it is given back.  No batch has begun.  reserve returns true, and
+ * errno, if the kernel refused.
  */
-bool mesh_barrier_raise(void *addr, size_t size);
+bool mesh_barrier_reserve(size_t size);
+void mesh_barrier_unreserve(void);
 
 /*
- * Lets writers on.  spliced: the range has a new mapping, to which the
- * protection does not apply any more.
+ * Keeps writers away from a range, which maps the store or is private: from here
+ * on they wait, in user mode and in the kernel, until the barrier is lowered.
+ * Returns where its contents are to be read meanwhile.  Returns NULL, and changes
+ * nothing, if that is not to be had; errno is EBUSY if the range is in use, by a
+ * thread that could not be kept away from it, by another process or by a device.
  */
-void mesh_barrier_lower(void *addr, size_t size, bool spliced);
+const void *mesh_barrier_raise(void *addr, size_t size, bool stored);
+
+/*
+ * Lets writers on to a range whose contents raise has returned.  spliced: it has
+ * a new mapping, to which the protection does not apply any more.
+ */
+void mesh_barrier_lower(
+    void *addr, size_t size, const void *contents, bool spliced);
 
 /*
  * Leaves a range that has been spliced registered with the userfaultfd if there can

@@ -34,6 +34,7 @@
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_batch.h"
 #include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
@@ -53,12 +54,18 @@ struct move_s {
 	byte_t *window;
 	/* Of a leader that follows: the memory that it leaves behind. */
 	byte_t *left;
+	/* While writers are kept away: where its contents are. */
+	const byte_t *contents;
 	/* The first move of the same unit; the unit's leader goes last. */
 	unsigned unit;
-	/* When it was held: it was a leader; its leader was none yet. */
+	/* When it was held: it was in a group; led one; its leader was none yet. */
+	bool stored;
 	bool led;
 	bool fresh;
-	/* It may not move: it is locked, or what it leaves cannot be freed. */
+	/*
+	 * It may not move: it is locked, is not ours alone, what it leaves cannot
+	 * be freed, or its leader has not moved.
+	 */
 	bool stuck;
 	/* How far it got. */
 	bool raised;
@@ -87,9 +94,18 @@ struct batch_s {
 /* Guarded by the mesh lock; stacks may be small. */
 static batch_t the_batch;
 
-const char mesh_refused_locked[] =
+static const char refused_locked[] =
     "the program has locked its memory (mlock, mlockall), and locked memory is "
     "not meshed";
+
+static const char refused_shared[] =
+    "memory that this process shares with a parent or child, or that is swapped "
+    "out, is not meshed until it is written";
+
+bool
+mesh_refusal_is_local(const char *why) {
+	return why == refused_locked || why == refused_shared;
+}
 
 const char *
 mesh_refusal_name(int err) {
@@ -113,7 +129,9 @@ mesh_refusal_name(int err) {
 	case EAGAIN:
 		/* Of mmap: it would have to be locked, and may not. */
 	case MESH_ELOCKED:
-		return mesh_refused_locked;
+		return refused_locked;
+	case EBUSY:
+		return refused_shared;
 	case EBADF:
 		return "the program has closed the descriptors of meshing; "
 		       "leave open those named memfd:jemalloc-mesh and "
@@ -207,7 +225,9 @@ batch_move_add(const mesh_site_t *site, batch_t *batch, edata_t *slab,
 	move->leader = leader;
 	move->window = NULL;
 	move->left = NULL;
+	move->contents = NULL;
 	move->unit = unit;
+	move->stored = mesh_group_get(slab) != NULL;
 	move->led = edata_mesh_role_get(slab) == edata_mesh_leader;
 	move->fresh = edata_mesh_role_get(leader) == edata_mesh_private;
 	move->stuck = false;
@@ -417,8 +437,8 @@ move_continues(const batch_t *batch, unsigned i, size_t size) {
 	const move_t *move = &batch->moves[i], *next = move + 1;
 	return i + 1 != batch->nleads && i + 1 < batch->nmoves
 	    && slab_end(move->slab, size) == edata_addr_get(next->slab)
-	    && move->stuck == next->stuck && move->raised == next->raised
-	    && move->spliced == next->spliced;
+	    && move->stored == next->stored && move->stuck == next->stuck
+	    && move->raised == next->raised && move->spliced == next->spliced;
 }
 
 /* The end of the stretch that begins with move i. */
@@ -492,13 +512,27 @@ batch_nspans(const batch_t *batch, size_t size) {
 	return n;
 }
 
+/* Whether a private slab is ours alone; if not, errno is EBUSY. */
+static bool
+slab_claim(void *addr, size_t size) {
+	if (!mesh_pagemap_own(addr, size)) {
+		set_errno(EBUSY);
+		return false;
+	}
+	if (mesh_barrier_get() == mesh_barrier_move) {
+		mesh_pagemap_claim(addr, size);
+	}
+	return true;
+}
+
 /*
  * Finds the windows, and gives what the moves leave and where they go to all its
  * memory.  Returns true, and errno, if the kernel refused; *stuck is why some of
  * them cannot move, if so.
  */
 static bool
-batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
+batch_prepare_spans(
+    tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
 		end = span_end(batch, i, size);
 		move_t *first = &batch->moves[i];
@@ -520,6 +554,10 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 				    /* populate */ false);
 				move->stuck = (move->left == NULL);
 			}
+			if (!move->stuck && !move->stored) {
+				move->stuck = !slab_claim(addr + (j - i) * size,
+				    size);
+			}
 			if (move->stuck) {
 				*stuck = mesh_refusal_name(get_errno());
 			}
@@ -528,14 +566,27 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 	return false;
 }
 
+static bool
+batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
+	mesh_pagemap_begin();
+	bool err = batch_prepare_spans(tsdn, batch, size, stuck);
+	int  saved_errno = get_errno();
+	mesh_pagemap_end();
+	set_errno(saved_errno);
+	return err;
+}
+
 /* Keeps writers off the moves from i to end.  Returns true if that failed. */
 static bool
 batch_raise_some(batch_t *batch, unsigned i, unsigned end, size_t size) {
-	if (mesh_barrier_raise(
-	        edata_addr_get(batch->moves[i].slab), (end - i) * size)) {
+	const move_t *first = &batch->moves[i];
+	const byte_t *contents = (const byte_t *)mesh_barrier_raise(
+	    edata_addr_get(first->slab), (end - i) * size, first->stored);
+	if (contents == NULL) {
 		return true;
 	}
-	for (; i < end; i++) {
+	for (; i < end; i++, contents += size) {
+		batch->moves[i].contents = contents;
 		batch->moves[i].raised = true;
 	}
 	return false;
@@ -568,36 +619,55 @@ batch_copy(const mesh_site_t *site, batch_t *batch) {
 	for (unsigned i = 0; i < batch->nmoves; i++) {
 		move_t *move = &batch->moves[i];
 		if (move->raised) {
-			mesh_splice_copy(move->window,
-			    edata_addr_get(move->slab), move->live,
-			    site_nwords(site),
+			mesh_splice_copy(move->window, move->contents,
+			    move->live, site_nwords(site),
 			    bin_infos[site->binind].reg_size);
 		}
 	}
 }
 
-/* Splices the moves from i to end.  Returns true if any stayed where it was. */
-static bool
+/* Splices the moves from i to end. */
+static void
 batch_splice_some(
     batch_t *batch, unsigned i, unsigned end, size_t size, const char **why) {
-	bool stayed = false;
 	while (i < end) {
 		unsigned next = piece_end(batch, i, size);
 		move_t  *move = &batch->moves[i];
 		bool     spliced = false;
-		if (move->raised && batch_unit_came_through(batch, i)) {
+		if (move->raised && !move->stuck
+		    && batch_unit_came_through(batch, i)) {
 			spliced = !mesh_splice(edata_addr_get(move->slab),
 			    (next - i) * size, move->window);
 			if (!spliced) {
 				*why = mesh_refusal_name(get_errno());
 			}
 		}
-		stayed |= !spliced;
 		for (; i < next; i++) {
 			batch->moves[i].spliced = spliced;
 		}
 	}
-	return stayed;
+}
+
+/* Whether slab is in the store by now, if it was to go there. */
+static bool
+batch_lead_came_through(const batch_t *batch, const edata_t *slab) {
+	for (unsigned i = 0; i < batch->nleads; i++) {
+		if (batch->moves[i].slab == slab) {
+			return batch->moves[i].spliced;
+		}
+	}
+	return true;
+}
+
+/* Leaders first: what has none does not move. */
+static void
+batch_splice_all(batch_t *batch, size_t size, const char **why) {
+	batch_splice_some(batch, 0, batch->nleads, size, why);
+	for (unsigned i = batch->nleads; i < batch->nmoves; i++) {
+		move_t *move = &batch->moves[i];
+		move->stuck |= !batch_lead_came_through(batch, move->leader);
+	}
+	batch_splice_some(batch, batch->nleads, batch->nmoves, size, why);
 }
 
 static void
@@ -612,7 +682,8 @@ batch_lower(batch_t *batch, size_t size) {
 		if (move->spliced) {
 			mesh_barrier_keep(addr, (end - i) * size);
 		}
-		mesh_barrier_lower(addr, (end - i) * size, move->spliced);
+		mesh_barrier_lower(addr, (end - i) * size, move->contents,
+		    move->spliced);
 	}
 }
 
@@ -629,10 +700,7 @@ batch_splice(const mesh_site_t *site, batch_t *batch) {
 	}
 	batch_raise(batch, size, &why);
 	batch_copy(site, batch);
-	if (!batch_splice_some(batch, 0, batch->nleads, size, &why)) {
-		batch_splice_some(
-		    batch, batch->nleads, batch->nmoves, size, &why);
-	}
+	batch_splice_all(batch, size, &why);
 	batch_lower(batch, size);
 	mesh_barrier_end();
 	return why;
@@ -755,6 +823,7 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 	if (batch->nmoves > batch->nleads || batch->alone) {
 		if (!mesh_splice_room(batch_nspans(batch, site_size(site)))
 		    || mesh_view_barrier_open()
+		    || mesh_barrier_reserve(batch->nmoves * site_size(site))
 		    || batch_prepare(tsdn, batch, site_size(site), &stuck)) {
 			why = mesh_refusal_name(get_errno());
 		} else {
@@ -762,6 +831,7 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 			why = batch_splice(site, batch);
 			result.nmaps = mesh_splice_maps() - before;
 		}
+		mesh_barrier_unreserve();
 		batch_punch(site, batch);
 		why = why != NULL ? why : stuck;
 	}

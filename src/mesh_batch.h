@@ -72,7 +72,7 @@ void mesh_batch_end(tsdn_t *tsdn, mesh_site_t *site);
 
 /* The reason of a refusal, from errno, as a clause. */
 const char *mesh_refusal_name(int err);
-/* The one of them that is about single ranges, not about all. */
-extern const char mesh_refused_locked[];
+/* Whether it is about single ranges, and others may go on. */
+bool mesh_refusal_is_local(const char *why);
 
 #endif /* JEMALLOC_INTERNAL_MESH_BATCH_H */

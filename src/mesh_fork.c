@@ -30,6 +30,7 @@
 
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
@@ -198,6 +199,7 @@ mesh_postfork_parent(tsdn_t *tsdn) {
 			mesh_store_freeze();
 		}
 		mesh_pass_forked();
+		mesh_pagemap_forked();
 		malloc_mutex_postfork_parent(tsdn, &mesh_mtx);
 		signals_restore();
 	}
@@ -219,6 +221,7 @@ mesh_postfork_child(tsdn_t *tsdn) {
 	mesh_store_freeze();
 	mesh_barrier_postfork_child();
 	mesh_pass_postfork_child();
+	mesh_pagemap_forked();
 	malloc_mutex_postfork_child(tsdn, &mesh_mtx);
 	signals_restore();
 }

@@ -46,6 +46,23 @@ mesh_range_hole(void *addr, size_t size) {
 }
 
 /*
+ * Waits until the kernel may be asked again for what part of the heap depends on;
+ * not the first time, and not for ever.  tries is zero before the first refusal.
+ */
+static inline void
+mesh_range_lost(unsigned *tries) {
+	if (*tries == MESH_RANGE_TRIES) {
+		malloc_write(
+		    "<jemalloc>: mesh has lost a range of the heap: the "
+		    "kernel is out of memory.\n");
+		abort();
+	}
+	if ((*tries)++ > 0) {
+		sleep_ms(MESH_RANGE_WAIT_MS);
+	}
+}
+
+/*
  * Whether a call that maps something else at a range, and was refused, must be
  * tried again, because the old mapping is gone: the kernel checks limits before
  * it unmaps the range, but then it may lack memory for the new mapping.  What was
@@ -60,15 +77,11 @@ mesh_range_try_again(void *addr, size_t size, unsigned *tries) {
 	if (!hole && *tries == 0) {
 		return false;
 	}
-	if (!hole || *tries == MESH_RANGE_TRIES) {
-		malloc_write(
-		    "<jemalloc>: mesh has lost a range of the heap: the "
-		    "kernel is out of memory.\n");
-		abort();
+	if (!hole) {
+		/* Somebody else has mapped something there. */
+		*tries = MESH_RANGE_TRIES;
 	}
-	if ((*tries)++ > 0) {
-		sleep_ms(MESH_RANGE_WAIT_MS);
-	}
+	mesh_range_lost(tries);
 	return true;
 }
 

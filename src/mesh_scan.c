@@ -215,15 +215,16 @@ scan_batched(mesh_scan_t *scan, const mesh_batch_result_t *result) {
 	scan->nblock_moved += result->nmoved;
 	scan->share -= result->nmaps < scan->share ? result->nmaps
 	                                           : scan->share;
-	if (result->nmoved > 0 && scan->why != mesh_refused_locked) {
+	if (result->nmoved > 0
+	    && (scan->why == NULL || !mesh_refusal_is_local(scan->why))) {
 		scan->why = NULL;
 	}
 	if (result->why != NULL) {
 		scan->why = result->why;
 		scan->nrefused += result->nrefused;
-		/* Some memory that is locked is no reason to stop. */
+		/* Some memory that may not move is no reason to stop. */
 		scan->refused = result->nmoved == 0
-		    && result->why != mesh_refused_locked;
+		    && !mesh_refusal_is_local(result->why);
 	}
 	return !scan->refused;
 }

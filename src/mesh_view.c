@@ -739,7 +739,7 @@ static bool
 viewer_wanted(tsdn_t *tsdn) {
 	if (!have_background_thread || !background_thread_enabled()
 	    || !mesh_libc_known()
-	    || mesh_barrier_get() != mesh_barrier_userfaultfd
+	    || !mesh_barrier_is_uffd()
 	    || atomic_load_u32(&viewer_life, ATOMIC_RELAXED) != viewer_absent) {
 		return false;
 	}
@@ -814,11 +814,12 @@ mesh_view_barrier_open(void) {
 static void
 range_copy(mesh_range_t *range) {
 	void *addr = (void *)mesh_range_addr(range);
-	if (mesh_barrier_raise(addr, mesh_range_size(range))) {
+	size_t size = mesh_range_size(range);
+	if (mesh_barrier_raise(addr, size, /* stored */ true) == NULL) {
 		return;
 	}
-	bool err = mesh_unsplice_copy(addr, mesh_range_size(range));
-	mesh_barrier_lower(addr, mesh_range_size(range), !err);
+	bool err = mesh_unsplice_copy(addr, size);
+	mesh_barrier_lower(addr, size, addr, !err);
 	if (!err) {
 		mesh_range_state_set(range, mesh_range_private);
 	}

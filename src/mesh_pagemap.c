@@ -1,0 +1,118 @@
+/*
+ * What /proc/self/pagemap tells about pages: whether another process has them, too.
+ *
+ * After a fork parent and child share their memory until one of them writes to it.
+ * To mesh a shared page would give each of them one of its own, and so cost memory
+ * instead of saving it.
+ *
+ * Called by mesh_batch and mesh_scan, under the mesh lock, while the barrier is
+ * down.  Takes no lock.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_pagemap.h"
+#include "jemalloc/internal/mesh_store.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#ifndef MADV_POPULATE_WRITE
+#	define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+/* Of an entry, see Documentation/admin-guide/mm/pagemap.rst. */
+#define ENTRY_EXCLUSIVE (UINT64_C(1) << 56)
+#define ENTRY_FILE (UINT64_C(1) << 61)
+#define ENTRY_SWAPPED (UINT64_C(1) << 62)
+#define ENTRY_PRESENT (UINT64_C(1) << 63)
+
+/* These are guarded by the mesh lock. */
+static int      pagemap_fd = -1;
+static uint64_t pagemap_entries[MESH_STORE_SLAB_MAX >> LG_PAGE];
+/* Whether there is anything to claim. */
+static bool pagemap_forked;
+
+void
+mesh_pagemap_begin(void) {
+	/* /proc/self has none once the first thread has ended. */
+	pagemap_fd = malloc_open(
+	    "/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
+}
+
+void
+mesh_pagemap_end(void) {
+	if (pagemap_fd != -1) {
+		malloc_close(pagemap_fd);
+		pagemap_fd = -1;
+	}
+}
+
+/* Reads the entries of a range.  Returns how many; 0 if that cannot be done. */
+static size_t
+entries_read(const void *addr, size_t size) {
+	size_t n = size >> LG_PAGE;
+	assert(n <= sizeof(pagemap_entries) / sizeof(pagemap_entries[0]));
+	/* By number: libc's function is a cancellation point, malloc() is none. */
+	return pagemap_fd != -1
+	        && syscall(SYS_pread64, pagemap_fd, pagemap_entries,
+	               n * sizeof(uint64_t),
+	               (off_t)(((uintptr_t)addr >> LG_PAGE)
+	                   * sizeof(uint64_t)))
+	            == (long)(n * sizeof(uint64_t))
+	    ? n
+	    : 0;
+}
+
+bool
+mesh_pagemap_own(const void *addr, size_t size) {
+	size_t n = entries_read(addr, size);
+	for (size_t i = 0; i < n; i++) {
+		uint64_t entry = pagemap_entries[i];
+		if ((entry & ENTRY_SWAPPED) != 0
+		    || ((entry & ENTRY_PRESENT) != 0
+		        && (entry & ENTRY_EXCLUSIVE) == 0)) {
+			return false;
+		}
+	}
+	return true;
+}
+
+bool
+mesh_pagemap_own_view(const void *addr, size_t size) {
+	uint64_t want = ENTRY_PRESENT | ENTRY_EXCLUSIVE;
+	size_t   n = entries_read(addr, size);
+	for (size_t i = 0; i < n; i++) {
+		if ((pagemap_entries[i] & (want | ENTRY_FILE)) != want) {
+			return false;
+		}
+	}
+	return true;
+}
+
+void
+mesh_pagemap_forked(void) {
+	pagemap_forked = true;
+}
+
+void
+mesh_pagemap_claim(void *addr, size_t size) {
+	size_t n = pagemap_forked ? entries_read(addr, size) : 0;
+	for (size_t i = 0, end; i < n; i = end) {
+		bool present = (pagemap_entries[i] & ENTRY_PRESENT) != 0;
+		end = i + 1;
+		while (end < n
+		    && ((pagemap_entries[end] & ENTRY_PRESENT) != 0)
+		        == present) {
+			end++;
+		}
+		if (present) {
+			/* A write fault, that is, without a write. */
+			(void)madvise((byte_t *)addr + (i << LG_PAGE),
+			    (end - i) << LG_PAGE, MADV_POPULATE_WRITE);
+		}
+	}
+}

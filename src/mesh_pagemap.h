@@ -1,0 +1,35 @@
+#ifndef JEMALLOC_INTERNAL_MESH_PAGEMAP_H
+#define JEMALLOC_INTERNAL_MESH_PAGEMAP_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+
+/*
+ * Begins and ends some looks.  The mesh lock is held.  If it cannot be read, all
+ * memory counts as this process's own.
+ */
+void mesh_pagemap_begin(void);
+void mesh_pagemap_end(void);
+
+/*
+ * Whether all memory of a private range, of MESH_STORE_SLAB_MAX bytes at most, is
+ * mapped by this process alone, and none of it is swapped out.
+ */
+bool mesh_pagemap_own(const void *addr, size_t size);
+
+/*
+ * The same of a private view of the store, and it does not need the store any more:
+ * all of its pages have been written.
+ */
+bool mesh_pagemap_own_view(const void *addr, size_t size);
+
+/*
+ * Has the kernel note that the pages of such a range are ours alone: after a fork it
+ * takes them for shared until they are written, though nobody has them any more.
+ * Changes nothing in them.
+ */
+void mesh_pagemap_claim(void *addr, size_t size);
+
+/* Notes that the process has forked, or was; the mesh lock is held. */
+void mesh_pagemap_forked(void);
+
+#endif /* JEMALLOC_INTERNAL_MESH_PAGEMAP_H */
