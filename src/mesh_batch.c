@@ -40,6 +40,7 @@
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
+#include "jemalloc/internal/mesh_waiter.h"
 
 /* Most bytes that follow at once: a writer may wait for all of it. */
 #define PAIRS_SIZE_MAX (ZU(1) << 18)
@@ -684,6 +685,9 @@ batch_lower(batch_t *batch, size_t size) {
 		}
 		mesh_barrier_lower(addr, (end - i) * size, move->contents,
 		    move->spliced);
+		if (move->spliced) {
+			mesh_waiter_note(addr, (end - i) * size);
+		}
 	}
 }
 

@@ -34,6 +34,7 @@
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
+#include "jemalloc/internal/mesh_waiter.h"
 
 /* Groups that are looked ahead to. */
 #define PREFETCH_GROUPS 8
@@ -221,6 +222,7 @@ mesh_postfork_child(tsdn_t *tsdn) {
 	mesh_store_freeze();
 	mesh_barrier_postfork_child();
 	mesh_pass_postfork_child();
+	mesh_waiter_postfork_child();
 	mesh_pagemap_forked();
 	malloc_mutex_postfork_child(tsdn, &mesh_mtx);
 	signals_restore();

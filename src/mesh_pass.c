@@ -23,6 +23,7 @@
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_tidy.h"
 #include "jemalloc/internal/mesh_view.h"
+#include "jemalloc/internal/mesh_waiter.h"
 
 #include <sys/syscall.h>
 #include <time.h>
@@ -414,10 +415,24 @@ slice_wait_ns(void) {
 	return since < period ? period - since : 0;
 }
 
+/* When background thread 0 is needed again: in ns, or for waiters before. */
+static uint64_t
+work_wait_ns(uint64_t ns) {
+	uint64_t waiters_ns = mesh_waiter_wait_ns();
+	uint64_t wait_ns = ns < waiters_ns ? ns : waiters_ns;
+	/* Zero would be a time in the past. */
+	return wait_ns > 0 ? wait_ns : 1;
+}
+
 uint64_t
 mesh_background_work(tsdn_t *tsdn) {
+	if (mesh_waiter_wait_ns() == 0) {
+		malloc_mutex_lock(tsdn, &mesh_mtx);
+		mesh_waiter_look();
+		malloc_mutex_unlock(tsdn, &mesh_mtx);
+	}
 	if (opt_mesh_period_ms < 0) {
-		return BACKGROUND_THREAD_DEFERRED_MAX;
+		return work_wait_ns(BACKGROUND_THREAD_DEFERRED_MAX);
 	}
 	atomic_store_b(&slice_asleep, false, ATOMIC_RELAXED);
 	malloc_mutex_lock(tsdn, &mesh_mtx);
@@ -426,6 +441,7 @@ mesh_background_work(tsdn_t *tsdn) {
 	if (wait_ns == 0) {
 		more = slice_run(tsdn, slice_ns());
 		wait_ns = slice_wait_ns();
+		mesh_waiter_look();
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	background_thread_info_t *info = &background_thread_info[0];
@@ -438,10 +454,9 @@ mesh_background_work(tsdn_t *tsdn) {
 	}
 	if (!more) {
 		atomic_store_b(&slice_asleep, true, ATOMIC_RELAXED);
-		return BACKGROUND_THREAD_DEFERRED_MAX;
+		wait_ns = BACKGROUND_THREAD_DEFERRED_MAX;
 	}
-	/* Zero would be a time in the past. */
-	return wait_ns > 0 ? wait_ns : 1;
+	return work_wait_ns(wait_ns);
 }
 
 /* Wakes background thread 0, unless it is at work anyway. */
@@ -478,6 +493,7 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 		/* malloc() sets errno when it fails, free() never. */
 		int saved_errno = get_errno();
 		slice_run(tsdn, SLICE_NS_TICK);
+		mesh_waiter_look_all();
 		set_errno(saved_errno);
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
@@ -499,6 +515,7 @@ static bool
 pass_yield(tsdn_t *tsdn) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	malloc_mutex_lock(tsdn, &mesh_mtx);
+	mesh_waiter_look();
 	unsigned ms = 0;
 	while (mesh_view_pending(tsdn, /* hurry */ true)) {
 		pass_sleep(tsdn);
@@ -597,6 +614,7 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 			pass_bin(tsdn, arena, i, j, &busy_ms);
 		}
 	}
+	mesh_waiter_look_all();
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	mesh_view_start(tsdn);
 }

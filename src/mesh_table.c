@@ -13,6 +13,7 @@
 
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_table.h"
+#include "jemalloc/internal/mesh_waiter.h"
 
 #include <sys/mman.h>
 
@@ -204,5 +205,6 @@ mesh_table_make_private(mesh_table_t *table, mesh_range_t *range, int fd,
 	for (mesh_range_t *r = first; r <= last; r++) {
 		mesh_range_state_set(r, mesh_range_private);
 	}
+	mesh_waiter_note(addr, *size);
 	return false;
 }

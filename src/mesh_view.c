@@ -58,6 +58,7 @@
 #include "jemalloc/internal/mesh_table.h"
 #include "jemalloc/internal/mesh_uffd.h"
 #include "jemalloc/internal/mesh_view.h"
+#include "jemalloc/internal/mesh_waiter.h"
 
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -708,6 +709,20 @@ viewer_begin(void) {
 	                                       : viewer_present;
 }
 
+/*
+ * Looks for threads that sleep in ranges which were made private, unless somebody
+ * else has the mesh lock.  Returns whether there is more to look for.
+ */
+static bool
+viewer_wake_waiters(void) {
+	if (mesh_waiter_wait_ns() == 0
+	    && !malloc_mutex_trylock(TSDN_NULL, &mesh_mtx)) {
+		mesh_waiter_look();
+		malloc_mutex_unlock(TSDN_NULL, &mesh_mtx);
+	}
+	return mesh_waiter_wait_ns() != UINT64_MAX;
+}
+
 static void *
 viewer_main(void *arg) {
 	(void)arg;
@@ -720,8 +735,11 @@ viewer_main(void *arg) {
 	viewer_live(viewer_present);
 	while (viewer_answer()) {
 		view_state_t state = state_get();
+		bool         waiters = viewer_wake_waiters();
 		if (state_protects(state)) {
 			viewer_step(state);
+		} else if (waiters) {
+			sleep_ms(LOOK_MS);
 		} else {
 			uint32_t request = atomic_load_u32(
 			    &viewer_request, ATOMIC_ACQUIRE);
@@ -822,6 +840,7 @@ range_copy(mesh_range_t *range) {
 	mesh_barrier_lower(addr, size, addr, !err);
 	if (!err) {
 		mesh_range_state_set(range, mesh_range_private);
+		mesh_waiter_note(addr, size);
 	}
 }
 
@@ -1015,6 +1034,10 @@ mesh_view_postfork_parent(tsdn_t *tsdn) {
 	malloc_mutex_lock(tsdn, &view_mtx);
 	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
 	malloc_mutex_unlock(tsdn, &view_mtx);
+	if (atomic_load_u32(&viewer_life, ATOMIC_ACQUIRE) != viewer_present) {
+		/* There may be nobody who looks later. */
+		mesh_waiter_look_all();
+	}
 }
 
 bool

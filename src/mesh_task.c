@@ -1,0 +1,87 @@
+/*
+ * The threads of this process, as /proc/self/task tells of them.
+ *
+ * Called by mesh_stop and mesh_waiter, under the mesh lock, which guards the
+ * buffers.  Takes no lock.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_task.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+/* Stacks may be small. */
+static union {
+	struct dirent64 first;
+	char            bytes[4096];
+} tasks_buf;
+static char task_text[1024];
+
+bool
+mesh_tasks_open(mesh_tasks_t *tasks) {
+	tasks->fd = malloc_open(
+	    MESH_TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	tasks->size = 0;
+	tasks->pos = 0;
+	return tasks->fd == -1;
+}
+
+void
+mesh_tasks_close(mesh_tasks_t *tasks) {
+	malloc_close(tasks->fd);
+}
+
+void
+mesh_tasks_rewind(mesh_tasks_t *tasks) {
+	lseek(tasks->fd, 0, SEEK_SET);
+	tasks->size = 0;
+	tasks->pos = 0;
+}
+
+uint32_t
+mesh_tasks_next(mesh_tasks_t *tasks, uint32_t self) {
+	while (true) {
+		if (tasks->pos >= (size_t)tasks->size) {
+			tasks->size = syscall(SYS_getdents64, tasks->fd,
+			    tasks_buf.bytes, sizeof(tasks_buf.bytes));
+			tasks->pos = 0;
+			if (tasks->size <= 0) {
+				return 0;
+			}
+		}
+		const struct dirent64 *entry =
+		    (const struct dirent64 *)&tasks_buf.bytes[tasks->pos];
+		tasks->pos += entry->d_reclen;
+		if (entry->d_name[0] == '.') {
+			continue;
+		}
+		uint32_t tid = (uint32_t)malloc_strtoumax(
+		    entry->d_name, NULL, 10);
+		if (tid != self) {
+			return tid;
+		}
+	}
+}
+
+const char *
+mesh_tasks_read(const mesh_tasks_t *tasks, uint32_t tid, const char *name) {
+	char path[32];
+	malloc_snprintf(path, sizeof(path), "%u/%s", tid, name);
+	int fd = (int)syscall(
+	    SYS_openat, tasks->fd, path, O_RDONLY | O_CLOEXEC);
+	if (fd == -1) {
+		return NULL;
+	}
+	ssize_t n = malloc_read_fd(fd, task_text, sizeof(task_text) - 1);
+	malloc_close(fd);
+	if (n <= 0) {
+		return NULL;
+	}
+	task_text[n] = '\0';
+	return task_text;
+}

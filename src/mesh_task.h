@@ -1,0 +1,36 @@
+#ifndef JEMALLOC_INTERNAL_MESH_TASK_H
+#define JEMALLOC_INTERNAL_MESH_TASK_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+
+#define MESH_TASKS "/proc/self/task"
+
+/* The directory of threads; how much of it is in the buffer, and what comes next. */
+typedef struct mesh_tasks_s mesh_tasks_t;
+struct mesh_tasks_s {
+	int    fd;
+	long   size;
+	size_t pos;
+};
+
+/*
+ * Opens the directory; returns true, and errno, if that cannot be done.  As for the
+ * others the mesh lock is held, and one directory at a time is read.
+ */
+bool mesh_tasks_open(mesh_tasks_t *tasks);
+void mesh_tasks_close(mesh_tasks_t *tasks);
+/* Begins anew. */
+void mesh_tasks_rewind(mesh_tasks_t *tasks);
+/*
+ * The next thread but self, in the order in which they were made.  Returns 0 if
+ * there is none, with size < 0 if the directory could not be read.
+ */
+uint32_t mesh_tasks_next(mesh_tasks_t *tasks, uint32_t self);
+/*
+ * The text of a file about a thread, until the next call; NULL, and errno, if it
+ * cannot be read.
+ */
+const char *mesh_tasks_read(
+    const mesh_tasks_t *tasks, uint32_t tid, const char *name);
+
+#endif /* JEMALLOC_INTERNAL_MESH_TASK_H */
