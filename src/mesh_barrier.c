@@ -34,6 +34,7 @@
 #include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_stop.h"
+#include "jemalloc/internal/mesh_task.h"
 #include "jemalloc/internal/mesh_uffd.h"
 
 #include <fcntl.h>
@@ -189,6 +190,7 @@ mesh_barrier_is_uffd(void) {
 
 void
 mesh_thread_enter(void) {
+	mesh_tasks_own_enter();
 	if (opt_mesh && barrier == mesh_barrier_signal) {
 		mesh_stop_thread_enter();
 	}
@@ -198,6 +200,9 @@ bool
 mesh_barrier_open(void) {
 	if (!mesh_barrier_is_uffd() || mesh_fd_valid(&barrier_fd)) {
 		return false;
+	}
+	if (!mesh_fd_may_open()) {
+		return true;
 	}
 	int fd = uffd_create();
 	if (fd != -1 && uffd_handshake(fd)) {

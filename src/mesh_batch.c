@@ -133,6 +133,9 @@ mesh_refusal_name(int err) {
 		return refused_locked;
 	case EBUSY:
 		return refused_shared;
+	case MESH_EWANTED:
+		return "it waits for the program's next allocations to open "
+		       "descriptors";
 	case EBADF:
 		return "the program has closed the descriptors of meshing; "
 		       "leave open those named memfd:jemalloc-mesh and "
@@ -532,8 +535,8 @@ slab_claim(void *addr, size_t size) {
  * them cannot move, if so.
  */
 static bool
-batch_prepare_spans(
-    tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
+batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
+	mesh_pagemap_open();
 	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
 		end = span_end(batch, i, size);
 		move_t *first = &batch->moves[i];
@@ -565,16 +568,6 @@ batch_prepare_spans(
 		}
 	}
 	return false;
-}
-
-static bool
-batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
-	mesh_pagemap_begin();
-	bool err = batch_prepare_spans(tsdn, batch, size, stuck);
-	int  saved_errno = get_errno();
-	mesh_pagemap_end();
-	set_errno(saved_errno);
-	return err;
 }
 
 /* Keeps writers off the moves from i to end.  Returns true if that failed. */

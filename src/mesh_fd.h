@@ -1,16 +1,7 @@
 #ifndef JEMALLOC_INTERNAL_MESH_FD_H
 #define JEMALLOC_INTERNAL_MESH_FD_H
 
-/*
- * File descriptors that a program may close behind our back.
- *
- * A daemon that closes every descriptor it does not know and then opens files
- * of its own gets our numbers for them.  So no descriptor is used, or closed,
- * before its inode was compared with the one remembered.
- */
-
 #include "jemalloc/internal/jemalloc_preamble.h"
-#include "jemalloc/internal/malloc_io.h"
 
 #include <sys/stat.h>
 
@@ -26,40 +17,28 @@ struct mesh_fd_s {
 #define MESH_FD_INITIALIZER                                                    \
 	{ -1, 0, 0 }
 
-/* Remembers fd.  Returns true, and closes fd, if it cannot be examined. */
-static inline bool
-mesh_fd_set(mesh_fd_t *mfd, int fd) {
-	struct stat st;
-	if (fstat(fd, &st) != 0) {
-		malloc_close(fd);
-		return true;
-	}
-	mfd->dev = st.st_dev;
-	mfd->ino = st.st_ino;
-	mfd->fd = fd;
-	return false;
-}
+/* What errno is set to if descriptors are wanted, but not to be opened here. */
+#define MESH_EWANTED EINPROGRESS
 
+/*
+ * Whether this thread may open descriptors.  If not, errno is MESH_EWANTED, and a
+ * thread that may is asked to open them all.
+ */
+bool mesh_fd_may_open(void);
+/* Whether somebody was asked; no lock needed. */
+bool mesh_fd_wanted(void);
+/* They are open now, or cannot be. */
+void mesh_fd_wanted_done(void);
+
+/*
+ * Moves fd to where it is in nobody's way, and remembers it.  Returns true, fd
+ * closed, and errno, if that cannot be done.
+ */
+bool mesh_fd_set(mesh_fd_t *mfd, int fd);
 /* Whether the descriptor is still ours; st gets what fstat said. */
-static inline bool
-mesh_fd_stat(const mesh_fd_t *mfd, struct stat *st) {
-	return mfd->fd != -1 && fstat(mfd->fd, st) == 0
-	    && st->st_dev == mfd->dev && st->st_ino == mfd->ino;
-}
-
-static inline bool
-mesh_fd_valid(const mesh_fd_t *mfd) {
-	struct stat st;
-	return mesh_fd_stat(mfd, &st);
-}
-
+bool mesh_fd_stat(const mesh_fd_t *mfd, struct stat *st);
+bool mesh_fd_valid(const mesh_fd_t *mfd);
 /* Closes the descriptor if it is still ours, and forgets it. */
-static inline void
-mesh_fd_drop(mesh_fd_t *mfd) {
-	if (mesh_fd_valid(mfd)) {
-		malloc_close(mfd->fd);
-	}
-	mfd->fd = -1;
-}
+void mesh_fd_drop(mesh_fd_t *mfd);
 
 #endif /* JEMALLOC_INTERNAL_MESH_FD_H */

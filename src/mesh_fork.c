@@ -32,6 +32,7 @@
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
 #include "jemalloc/internal/mesh_waiter.h"
@@ -200,7 +201,7 @@ mesh_postfork_parent(tsdn_t *tsdn) {
 			mesh_store_freeze();
 		}
 		mesh_pass_forked();
-		mesh_pagemap_forked();
+		mesh_pagemap_postfork_parent();
 		malloc_mutex_postfork_parent(tsdn, &mesh_mtx);
 		signals_restore();
 	}
@@ -223,7 +224,8 @@ mesh_postfork_child(tsdn_t *tsdn) {
 	mesh_barrier_postfork_child();
 	mesh_pass_postfork_child();
 	mesh_waiter_postfork_child();
-	mesh_pagemap_forked();
+	mesh_pagemap_postfork_child();
+	mesh_splice_postfork_child();
 	malloc_mutex_postfork_child(tsdn, &mesh_mtx);
 	signals_restore();
 }

@@ -13,6 +13,7 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_store.h"
 
@@ -31,23 +32,20 @@
 #define ENTRY_PRESENT (UINT64_C(1) << 63)
 
 /* These are guarded by the mesh lock. */
-static int      pagemap_fd = -1;
-static uint64_t pagemap_entries[MESH_STORE_SLAB_MAX >> LG_PAGE];
+static mesh_fd_t pagemap_fd = MESH_FD_INITIALIZER;
+static uint64_t  pagemap_entries[MESH_STORE_SLAB_MAX >> LG_PAGE];
 /* Whether there is anything to claim. */
 static bool pagemap_forked;
 
 void
-mesh_pagemap_begin(void) {
+mesh_pagemap_open(void) {
+	if (mesh_fd_valid(&pagemap_fd) || !mesh_fd_may_open()) {
+		return;
+	}
 	/* /proc/self has none once the first thread has ended. */
-	pagemap_fd = malloc_open(
-	    "/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
-}
-
-void
-mesh_pagemap_end(void) {
-	if (pagemap_fd != -1) {
-		malloc_close(pagemap_fd);
-		pagemap_fd = -1;
+	int fd = malloc_open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (fd != -1) {
+		(void)mesh_fd_set(&pagemap_fd, fd);
 	}
 }
 
@@ -57,8 +55,8 @@ entries_read(const void *addr, size_t size) {
 	size_t n = size >> LG_PAGE;
 	assert(n <= sizeof(pagemap_entries) / sizeof(pagemap_entries[0]));
 	/* By number: libc's function is a cancellation point, malloc() is none. */
-	return pagemap_fd != -1
-	        && syscall(SYS_pread64, pagemap_fd, pagemap_entries,
+	return mesh_fd_valid(&pagemap_fd)
+	        && syscall(SYS_pread64, pagemap_fd.fd, pagemap_entries,
 	               n * sizeof(uint64_t),
 	               (off_t)(((uintptr_t)addr >> LG_PAGE)
 	                   * sizeof(uint64_t)))
@@ -94,7 +92,14 @@ mesh_pagemap_own_view(const void *addr, size_t size) {
 }
 
 void
-mesh_pagemap_forked(void) {
+mesh_pagemap_postfork_parent(void) {
+	pagemap_forked = true;
+}
+
+void
+mesh_pagemap_postfork_child(void) {
+	/* It is about the parent. */
+	mesh_fd_drop(&pagemap_fd);
 	pagemap_forked = true;
 }
 

@@ -4,11 +4,12 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 
 /*
- * Begins and ends some looks.  The mesh lock is held.  If it cannot be read, all
- * memory counts as this process's own.
+ * All of these are called with the mesh lock held.
+ *
+ * Opens it if need be.  Where it cannot be read, all memory counts as this process's
+ * own.
  */
-void mesh_pagemap_begin(void);
-void mesh_pagemap_end(void);
+void mesh_pagemap_open(void);
 
 /*
  * Whether all memory of a private range, of MESH_STORE_SLAB_MAX bytes at most, is
@@ -29,7 +30,8 @@ bool mesh_pagemap_own_view(const void *addr, size_t size);
  */
 void mesh_pagemap_claim(void *addr, size_t size);
 
-/* Notes that the process has forked, or was; the mesh lock is held. */
-void mesh_pagemap_forked(void);
+/* Notes that the process has forked, or was forked and has another one. */
+void mesh_pagemap_postfork_parent(void);
+void mesh_pagemap_postfork_child(void);
 
 #endif /* JEMALLOC_INTERNAL_MESH_PAGEMAP_H */

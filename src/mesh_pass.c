@@ -15,6 +15,7 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_pack.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_scan.h"
@@ -476,8 +477,31 @@ tick_wake(tsdn_t *tsdn) {
 	malloc_mutex_unlock(tsdn, &info->mtx);
 }
 
+/* Opens the descriptors that the background thread has asked for. */
+static void
+tick_open(tsdn_t *tsdn) {
+	if (malloc_mutex_trylock(tsdn, &mesh_mtx)) {
+		return;
+	}
+	int  saved_errno = get_errno();
+	bool err = mesh_splice_open();
+	err |= mesh_view_barrier_open();
+	err |= mesh_store_open();
+	mesh_pagemap_open();
+	mesh_fd_wanted_done();
+	if (!err) {
+		refused_until_ns = 0;
+		refused_pause_ns = 0;
+	}
+	set_errno(saved_errno);
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
+}
+
 void
 mesh_tick(tsdn_t *tsdn, arena_t *arena) {
+	if (mesh_fd_wanted()) {
+		tick_open(tsdn);
+	}
 	if (opt_mesh_period_ms < 0 || !arena_is_auto(arena)) {
 		return;
 	}

@@ -11,10 +11,12 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #ifndef MAP_FIXED_NOREPLACE
 #	define MAP_FIXED_NOREPLACE 0x100000 /* Linux 4.17 */
@@ -28,6 +30,9 @@
 #define MAPS_COUNT_SHARE 256
 
 size_t opt_mesh_max_maps = 0;
+
+/* The list of mappings; guarded by the mesh lock. */
+static mesh_fd_t maps_fd = MESH_FD_INITIALIZER;
 
 static size_t maps_max;
 /* Where taking slabs out of the store stops, too. */
@@ -145,29 +150,68 @@ mesh_unsplice_copy(void *addr, size_t size) {
 	return false;
 }
 
-/*
- * Counts the mappings.  Returns 0 and errno if they cannot be read.  /proc/self
- * has none once the first thread has ended.
- */
+/* One read of the list of mappings; n is negative, and errno set, on failure. */
+static ssize_t
+maps_read(void *buf, size_t size) {
+	return syscall(SYS_read, maps_fd.fd, buf, size);
+}
+
+/* Opens it at path.  Returns true, and errno, if nothing can be read there. */
+static bool
+maps_open_at(const char *path) {
+	int fd = malloc_open(path, O_RDONLY | O_CLOEXEC);
+	if (fd == -1 || mesh_fd_set(&maps_fd, fd)) {
+		return true;
+	}
+	char first;
+	if (maps_read(&first, sizeof(first)) != sizeof(first)) {
+		mesh_fd_drop(&maps_fd);
+		set_errno(ENOENT);
+		return true;
+	}
+	return false;
+}
+
+bool
+mesh_splice_open(void) {
+	/*
+	 * /proc/self has none once the first thread has ended, the other one has
+	 * none once this thread has.
+	 */
+	return !mesh_fd_valid(&maps_fd)
+	    && (!mesh_fd_may_open()
+	        || (maps_open_at("/proc/self/maps")
+	            && maps_open_at("/proc/thread-self/maps")));
+}
+
+void
+mesh_splice_postfork_child(void) {
+	mesh_fd_drop(&maps_fd);
+}
+
+/* Counts the mappings.  Returns 0 and errno if they cannot be read. */
 static size_t
 maps_count(void) {
-	int fd = malloc_open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC);
-	if (fd == -1) {
+	if (mesh_splice_open()) {
 		return 0;
 	}
 	/* Stacks may be small; the mesh lock guards this. */
 	static char buf[4096];
 	size_t      lines = 0;
 	ssize_t     n;
-	while ((n = malloc_read_fd(fd, buf, sizeof(buf))) > 0) {
+	lseek(maps_fd.fd, 0, SEEK_SET);
+	while ((n = maps_read(buf, sizeof(buf))) > 0) {
 		for (ssize_t i = 0; i < n; i++) {
 			lines += (buf[i] == '\n');
 		}
 	}
-	int err = get_errno();
-	malloc_close(fd);
-	set_errno(err);
-	return n < 0 ? 0 : lines;
+	if (n < 0 || lines == 0) {
+		/* The thread that opened it has ended. */
+		mesh_fd_drop(&maps_fd);
+		set_errno(ENOENT);
+		return 0;
+	}
+	return lines;
 }
 
 /*

@@ -63,6 +63,14 @@ void mesh_splice_recount(void);
  */
 bool mesh_unsplice_room(void);
 
+/*
+ * Opens what mappings are counted by, if need be.  The mesh lock is held.  Returns
+ * true, and errno, if that cannot be had.
+ */
+bool mesh_splice_open(void);
+/* A child has mappings of its own; the same lock. */
+void mesh_splice_postfork_child(void);
+
 /* Settles the budget; called once, by mesh_boot(). */
 void mesh_splice_boot(void);
 

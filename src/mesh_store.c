@@ -76,8 +76,8 @@ mesh_store_fits(const void *addr, size_t size) {
 	    && size <= MESH_STORE_SLAB_MAX;
 }
 
-static bool
-store_open(void) {
+bool
+mesh_store_open(void) {
 	if (mesh_store_is_open()) {
 		/*
 		 * If the program has closed the descriptor, the windows that
@@ -86,6 +86,9 @@ store_open(void) {
 		 */
 		set_errno(EBADF);
 		return !mesh_fd_valid(&store_fd);
+	}
+	if (!mesh_fd_may_open()) {
+		return true;
 	}
 	/*
 	 * Growing the file past RLIMIT_FSIZE would raise SIGXFSZ.  Once it has its
@@ -127,7 +130,7 @@ window_get(tsdn_t *tsdn, uintptr_t chunk) {
 
 static bool
 window_map(window_t *window, uintptr_t chunk) {
-	if (store_open()) {
+	if (mesh_store_open()) {
 		return true;
 	}
 	/*

@@ -12,6 +12,12 @@
 bool mesh_store_fits(const void *addr, size_t size);
 
 /*
+ * Opens the store if there is none.  The mesh lock is held.  Returns true, and errno,
+ * if it is not to be had.
+ */
+bool mesh_store_open(void);
+
+/*
  * The address at which the pass reads and writes the physical slab of the
  * leader at addr, or of several neighbours, of MESH_STORE_SLAB_MAX at most.
  * populate: they may have no memory yet.  Opens the store and maps the window on

@@ -13,6 +13,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 /* Stacks may be small. */
@@ -21,6 +22,34 @@ static union {
 	char            bytes[4096];
 } tasks_buf;
 static char task_text[1024];
+
+/* Of jemalloc's own that are alive, or one fewer. */
+static atomic_u32_t tasks_nown;
+
+void
+mesh_tasks_own_enter(void) {
+	atomic_fetch_add_u32(&tasks_nown, 1, ATOMIC_RELAXED);
+}
+
+void
+mesh_tasks_own_leave(void) {
+	atomic_fetch_sub_u32(&tasks_nown, 1, ATOMIC_RELAXED);
+}
+
+void
+mesh_tasks_postfork_child(void) {
+	atomic_store_u32(&tasks_nown, 0, ATOMIC_RELAXED);
+}
+
+bool
+mesh_tasks_alone(void) {
+	struct stat st;
+	uint32_t    nown = atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE);
+	/* A directory has two links, and one for each directory in it. */
+	return stat(MESH_TASKS, &st) == 0 && st.st_nlink <= 3 + nown
+	    /* None of ours has begun or ended meanwhile. */
+	    && atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE) == nown;
+}
 
 bool
 mesh_tasks_open(mesh_tasks_t *tasks) {

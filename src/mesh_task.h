@@ -5,6 +5,17 @@
 
 #define MESH_TASKS "/proc/self/task"
 
+/* A thread of jemalloc's own begins, or ends; no lock needed. */
+void mesh_tasks_own_enter(void);
+void mesh_tasks_own_leave(void);
+/* A child has none of them. */
+void mesh_tasks_postfork_child(void);
+/*
+ * Whether the program has one thread only, not counting jemalloc's own.  No if that
+ * cannot be told.  Needs no descriptor and no lock.
+ */
+bool mesh_tasks_alone(void);
+
 /* The directory of threads; how much of it is in the buffer, and what comes next. */
 typedef struct mesh_tasks_s mesh_tasks_t;
 struct mesh_tasks_s {

@@ -56,6 +56,7 @@
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_table.h"
+#include "jemalloc/internal/mesh_task.h"
 #include "jemalloc/internal/mesh_uffd.h"
 #include "jemalloc/internal/mesh_view.h"
 #include "jemalloc/internal/mesh_waiter.h"
@@ -723,14 +724,13 @@ viewer_wake_waiters(void) {
 	return mesh_waiter_wait_ns() != UINT64_MAX;
 }
 
-static void *
-viewer_main(void *arg) {
-	(void)arg;
+static void
+viewer_run(void) {
 	viewer_take_short_turns();
 	viewer_life_t life = viewer_begin();
 	if (life != viewer_present) {
 		viewer_live(life);
-		return NULL;
+		return;
 	}
 	viewer_live(viewer_present);
 	while (viewer_answer()) {
@@ -749,6 +749,14 @@ viewer_main(void *arg) {
 			}
 		}
 	}
+}
+
+static void *
+viewer_main(void *arg) {
+	(void)arg;
+	mesh_tasks_own_enter();
+	viewer_run();
+	mesh_tasks_own_leave();
 	return NULL;
 }
 

@@ -363,10 +363,14 @@ waiters_list(mesh_tasks_t *tasks, uint32_t self, bool fresh) {
 static size_t
 waiters_look(uint32_t self) {
 	bool         fresh = notes_take();
+	bool         alone = mesh_tasks_alone();
 	size_t       nlate = 0;
 	mesh_tasks_t tasks;
-	bool         failed = mesh_tasks_open(&tasks);
-	if (!failed) {
+	bool         failed = !alone && mesh_tasks_open(&tasks);
+	if (alone) {
+		/* There is nobody to wake anybody. */
+		nwaiters = 0;
+	} else if (!failed) {
 		failed = waiters_list(&tasks, self, fresh);
 		for (size_t i = 0; i < nwaiters && !failed; i++) {
 			waiter_t *waiter = &waiters[i];
@@ -436,6 +440,7 @@ mesh_waiter_look_all(void) {
 
 void
 mesh_waiter_postfork_child(void) {
+	mesh_tasks_postfork_child();
 	nwaiters = 0;
 	atomic_store_zu(&waiters_nlate, 0, ATOMIC_RELAXED);
 	atomic_store_b(&notes_any, false, ATOMIC_RELAXED);

@@ -1,0 +1,159 @@
+/*
+ * File descriptors that a program must not notice.
+ *
+ * A program's own numbers are its own: a daemon that has closed 0 and opens a file
+ * gets 0.  So ours are opened by threads of the program, within malloc() or free(),
+ * where it cannot look on, and move at once to numbers that it does not reach:
+ * beyond RLIMIT_NOFILE, which counts numbers, not descriptors.  That takes a higher
+ * limit for a moment.  Where that is not permitted they are the highest below.  Our
+ * background thread opens none; what it lacks it asks for, and the next tick
+ * (mesh_pass.c) opens it.
+ *
+ * A program may close them behind our back all the same.  One that closes every
+ * descriptor it does not know and then opens files of its own gets our numbers for
+ * them.  So no descriptor is used, or closed, before its inode was compared with the
+ * one remembered.
+ *
+ * Called by whoever has a descriptor, under the mesh lock.  Takes no lock.
+ */
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+#include "jemalloc/internal/jemalloc_internal_includes.h"
+
+#include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_fd.h"
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+/* How many numbers ours are to be had from. */
+#define FD_ROOM 16
+/*
+ * The kernel keeps a table as long as the highest number, which each fork copies: so
+ * beyond a limit that is higher than this ours are in the middle.
+ */
+#define FD_LIMIT_MAX 4096
+#define FD_MIDDLE 1000
+
+static atomic_b_t fd_wanted;
+
+/* Whether the calling thread is one of jemalloc's own. */
+static bool
+thread_is_own(void) {
+#ifdef JEMALLOC_BACKGROUND_THREAD
+	for (size_t i = 0; background_thread_info != NULL
+	     && background_thread_enabled() && i < max_background_threads;
+	     i++) {
+		if (background_thread_info[i].state
+		        == background_thread_started
+		    && pthread_equal(
+		        background_thread_info[i].thread, pthread_self())) {
+			return true;
+		}
+	}
+#endif
+	return false;
+}
+
+bool
+mesh_fd_may_open(void) {
+	if (!thread_is_own()) {
+		return true;
+	}
+	atomic_store_b(&fd_wanted, true, ATOMIC_RELAXED);
+	set_errno(MESH_EWANTED);
+	return false;
+}
+
+bool
+mesh_fd_wanted(void) {
+	return atomic_load_b(&fd_wanted, ATOMIC_RELAXED);
+}
+
+void
+mesh_fd_wanted_done(void) {
+	atomic_store_b(&fd_wanted, false, ATOMIC_RELAXED);
+}
+
+/* By number: libc's function may be a cancellation point, malloc() is none. */
+static int
+fd_dup(int fd, rlim_t least) {
+	return (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, (long)least);
+}
+
+/* The same descriptor at a number beyond the limit; -1 if that is not permitted. */
+static int
+fd_dup_beyond(int fd, const struct rlimit *limit) {
+	struct rlimit more = *limit;
+	more.rlim_cur += FD_ROOM;
+	if (more.rlim_max < more.rlim_cur) {
+		more.rlim_max = more.rlim_cur;
+	}
+	if (setrlimit(RLIMIT_NOFILE, &more) != 0) {
+		return -1;
+	}
+	int high = fd_dup(fd, limit->rlim_cur);
+	(void)setrlimit(RLIMIT_NOFILE, limit);
+	return high;
+}
+
+/* Closes fd, and returns the same descriptor at a number out of the way, or -1. */
+static int
+fd_move(int fd) {
+	struct rlimit limit;
+	int           high = -1;
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+		if (limit.rlim_cur > FD_LIMIT_MAX) {
+			high = fd_dup(fd, FD_MIDDLE);
+		} else {
+			high = fd_dup_beyond(fd, &limit);
+			if (high == -1 && limit.rlim_cur > FD_ROOM) {
+				high = fd_dup(fd, limit.rlim_cur - FD_ROOM);
+			}
+		}
+	}
+	int err = get_errno();
+	malloc_close(fd);
+	set_errno(err);
+	return high;
+}
+
+bool
+mesh_fd_set(mesh_fd_t *mfd, int fd) {
+	struct stat st;
+	fd = fd_move(fd);
+	if (fd == -1) {
+		return true;
+	}
+	if (fstat(fd, &st) != 0) {
+		int err = get_errno();
+		malloc_close(fd);
+		set_errno(err);
+		return true;
+	}
+	mfd->dev = st.st_dev;
+	mfd->ino = st.st_ino;
+	mfd->fd = fd;
+	return false;
+}
+
+bool
+mesh_fd_stat(const mesh_fd_t *mfd, struct stat *st) {
+	return mfd->fd != -1 && fstat(mfd->fd, st) == 0
+	    && st->st_dev == mfd->dev && st->st_ino == mfd->ino;
+}
+
+bool
+mesh_fd_valid(const mesh_fd_t *mfd) {
+	struct stat st;
+	return mesh_fd_stat(mfd, &st);
+}
+
+void
+mesh_fd_drop(mesh_fd_t *mfd) {
+	if (mesh_fd_valid(mfd)) {
+		malloc_close(mfd->fd);
+	}
+	mfd->fd = -1;
+}
