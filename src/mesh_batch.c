@@ -100,8 +100,8 @@ static const char refused_locked[] =
     "not meshed";
 
 static const char refused_shared[] =
-    "memory that this process shares with a parent or child, or that is swapped "
-    "out, is not meshed until it is written";
+    "memory that is shared with a parent or child, swapped out, or not plainly "
+    "readable and writable is not meshed as long as it is";
 
 bool
 mesh_refusal_is_local(const char *why) {
@@ -386,6 +386,13 @@ batch_pairs_add(mesh_site_t *site, batch_t *batch, edata_t **leaders,
 	}
 }
 
+/* Whether nobody shares the store by the view that a frozen slab is. */
+static bool
+view_own(const edata_t *slab) {
+	return mesh_pagemap_own_view(
+	    edata_addr_get(slab), edata_size_get(slab));
+}
+
 /*
  * Whether group, which may have ended since it was seen, can get its frozen
  * members back.  The bin lock is held.  A leader without live regions is on its
@@ -396,7 +403,8 @@ group_thawable(const mesh_site_t *site, const mesh_group_t *group) {
 	edata_t *leader = group->leader;
 	return leader != NULL && !edata_mesh_held_get(leader)
 	    && edata_nfree_get(leader) < bin_infos[site->binind].nregs
-	    && mesh_arena_meshable(site->arena) && !slab_has_stack(leader);
+	    && mesh_arena_meshable(site->arena) && !slab_has_stack(leader)
+	    && (!edata_mesh_frozen_get(leader) || view_own(leader));
 }
 
 /*
@@ -420,7 +428,7 @@ batch_thaw_add(
 		}
 		if (batch->nmoves <= MESH_BATCH_UNITS
 		    && !slab_has_stack(follower)
-		    && edata_mesh_frozen_get(follower)) {
+		    && edata_mesh_frozen_get(follower) && view_own(follower)) {
 			batch_move_add(
 			    site, batch, follower, leader, batch->nmoves);
 		}
@@ -516,14 +524,20 @@ batch_nspans(const batch_t *batch, size_t size) {
 	return n;
 }
 
-/* Whether a private slab is ours alone; if not, errno is EBUSY. */
+/*
+ * Whether a private slab is ours alone, and plainly read and written; if not, errno
+ * is EBUSY.
+ */
 static bool
 slab_claim(void *addr, size_t size) {
-	if (!mesh_pagemap_own(addr, size)) {
+	bool moves = (mesh_barrier_get() == mesh_barrier_move);
+	if (!mesh_pagemap_own(addr, size)
+	    /* The kernel itself looks when it moves pages. */
+	    || (!moves && mesh_splice_protected(addr, size))) {
 		set_errno(EBUSY);
 		return false;
 	}
-	if (mesh_barrier_get() == mesh_barrier_move) {
+	if (moves) {
 		mesh_pagemap_claim(addr, size);
 	}
 	return true;
@@ -932,6 +946,7 @@ mesh_batch_thaw(tsdn_t *tsdn, mesh_site_t *site, const mesh_group_t *group) {
 	batch_t *batch = &the_batch;
 	batch_begin(batch);
 	mesh_store_windows_bound();
+	mesh_pagemap_open();
 	malloc_mutex_lock(tsdn, &site->bin->lock);
 	bool thawable = group_thawable(site, group);
 	if (thawable) {

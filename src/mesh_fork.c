@@ -180,6 +180,7 @@ mesh_prefork1(tsdn_t *tsdn) {
 	fork_parted = false;
 	fork_refused = false;
 	mesh_view_prefork(tsdn);
+	mesh_pagemap_prefork();
 	if (!mesh_store_is_open()) {
 		return;
 	}
@@ -201,7 +202,6 @@ mesh_postfork_parent(tsdn_t *tsdn) {
 			mesh_store_freeze();
 		}
 		mesh_pass_forked();
-		mesh_pagemap_postfork_parent();
 		malloc_mutex_postfork_parent(tsdn, &mesh_mtx);
 		signals_restore();
 	}

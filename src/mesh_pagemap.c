@@ -34,8 +34,11 @@
 /* These are guarded by the mesh lock. */
 static mesh_fd_t pagemap_fd = MESH_FD_INITIALIZER;
 static uint64_t  pagemap_entries[MESH_STORE_SLAB_MAX >> LG_PAGE];
-/* Whether there is anything to claim. */
-static bool pagemap_forked;
+/*
+ * A page that was written before the first fork and never since: it is mapped once
+ * only when no other process of the family is left.  NULL if there was no fork.
+ */
+static byte_t *pagemap_family;
 
 void
 mesh_pagemap_open(void) {
@@ -80,32 +83,48 @@ mesh_pagemap_own(const void *addr, size_t size) {
 }
 
 bool
+mesh_pagemap_alone(void) {
+	return pagemap_family == NULL
+	    || (entries_read(pagemap_family, PAGE) == 1
+	        && (pagemap_entries[0] & ENTRY_PRESENT) != 0
+	        && (pagemap_entries[0] & ENTRY_EXCLUSIVE) != 0);
+}
+
+bool
 mesh_pagemap_own_view(const void *addr, size_t size) {
+	if (mesh_pagemap_alone()) {
+		return true;
+	}
 	uint64_t want = ENTRY_PRESENT | ENTRY_EXCLUSIVE;
 	size_t   n = entries_read(addr, size);
-	for (size_t i = 0; i < n; i++) {
-		if ((pagemap_entries[i] & (want | ENTRY_FILE)) != want) {
-			return false;
-		}
+	size_t   nown = 0;
+	while (nown < n
+	    && (pagemap_entries[nown] & (want | ENTRY_FILE)) == want) {
+		nown++;
 	}
-	return true;
+	return n > 0 && nown == n;
 }
 
 void
-mesh_pagemap_postfork_parent(void) {
-	pagemap_forked = true;
+mesh_pagemap_prefork(void) {
+	if (pagemap_family == NULL) {
+		bool commit = true;
+		pagemap_family = (byte_t *)pages_map(NULL, PAGE, PAGE, &commit);
+		if (pagemap_family != NULL) {
+			*pagemap_family = 1;
+		}
+	}
 }
 
 void
 mesh_pagemap_postfork_child(void) {
 	/* It is about the parent. */
 	mesh_fd_drop(&pagemap_fd);
-	pagemap_forked = true;
 }
 
 void
 mesh_pagemap_claim(void *addr, size_t size) {
-	size_t n = pagemap_forked ? entries_read(addr, size) : 0;
+	size_t n = pagemap_family != NULL ? entries_read(addr, size) : 0;
 	for (size_t i = 0, end; i < n; i = end) {
 		bool present = (pagemap_entries[i] & ENTRY_PRESENT) != 0;
 		end = i + 1;

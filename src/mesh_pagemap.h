@@ -18,7 +18,13 @@ void mesh_pagemap_open(void);
 bool mesh_pagemap_own(const void *addr, size_t size);
 
 /*
- * The same of a private view of the store, and it does not need the store any more:
+ * Whether that holds of all memory anyway: there is no parent or child that has
+ * forked apart and lives on without exec.
+ */
+bool mesh_pagemap_alone(void);
+
+/*
+ * Whether a private view of the store may leave the store: nobody else has that, or
  * all of its pages have been written.
  */
 bool mesh_pagemap_own_view(const void *addr, size_t size);
@@ -30,8 +36,8 @@ bool mesh_pagemap_own_view(const void *addr, size_t size);
  */
 void mesh_pagemap_claim(void *addr, size_t size);
 
-/* Notes that the process has forked, or was forked and has another one. */
-void mesh_pagemap_postfork_parent(void);
+/* Around a fork: from there on memory may be shared. */
+void mesh_pagemap_prefork(void);
 void mesh_pagemap_postfork_child(void);
 
 #endif /* JEMALLOC_INTERNAL_MESH_PAGEMAP_H */

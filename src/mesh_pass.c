@@ -17,6 +17,7 @@
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_pack.h"
+#include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"

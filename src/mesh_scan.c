@@ -25,8 +25,10 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
+#include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_purge.h"
 #include "jemalloc/internal/mesh_scan.h"
@@ -284,6 +286,9 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
 	/* Counts the mappings, of which those in limbo may need some. */
 	size_t left;
 	(void)mesh_splice_left(&left);
+	if (mesh_barrier_get() != mesh_barrier_move) {
+		mesh_splice_protected_refresh();
+	}
 	mesh_group_limbo_retry(tsdn, arena, bin);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	/* A hint; the lock is dropped for the memory to list them. */
@@ -387,6 +392,22 @@ bit_set(uint64_t *bits, size_t i) {
 }
 
 /*
+ * Forgets which of the slabs up to stop are shared with another process.  A hint: they
+ * may be anything by now.
+ */
+static void
+scan_look_shared(mesh_scan_t *scan, size_t stop) {
+	for (size_t i = scan->nlooked; i < stop; i++) {
+		edata_t *slab = scan->slabs[i];
+		if (edata_mesh_role_get(slab) == edata_mesh_private
+		    && !mesh_pagemap_own(
+		        edata_addr_get(slab), scan_size(scan))) {
+			scan->slabs[i] = NULL;
+		}
+	}
+}
+
+/*
  * Copies the bitmaps of some slabs, and forgets those that are no candidates any
  * more.  Returns true when all are done.
  */
@@ -397,11 +418,14 @@ scan_look(tsdn_t *tsdn, mesh_scan_t *scan) {
 	if (stop > scan->nslabs) {
 		stop = scan->nslabs;
 	}
+	if (!mesh_pagemap_alone()) {
+		scan_look_shared(scan, stop);
+	}
 	malloc_mutex_lock(tsdn, &scan->site.bin->lock);
 	for (; scan->nlooked < stop; scan->nlooked++) {
 		edata_t *slab = scan->slabs[scan->nlooked];
 		size_t   i = scan->nkept;
-		if (!mesh_batch_pickable(&scan->site, slab)) {
+		if (slab == NULL || !mesh_batch_pickable(&scan->site, slab)) {
 			continue;
 		}
 		scan->nkept++;

@@ -14,6 +14,7 @@
 #include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_walk.h"
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -29,10 +30,22 @@
 /* The share of the time that it may take is one in so many. */
 #define MAPS_COUNT_SHARE 256
 
+/* Protected mappings that are told apart. */
+#define PROTECTED_MAX 256
+
 size_t opt_mesh_max_maps = 0;
 
 /* The list of mappings; guarded by the mesh lock. */
 static mesh_fd_t maps_fd = MESH_FD_INITIALIZER;
+
+/* Mappings of the heap that are not plainly read and written, by address. */
+typedef struct span_s span_t;
+struct span_s {
+	uintptr_t begin;
+	uintptr_t end;
+};
+static span_t maps_protected[PROTECTED_MAX];
+static size_t maps_nprotected;
 
 static size_t maps_max;
 /* Where taking slabs out of the store stops, too. */
@@ -189,20 +202,48 @@ mesh_splice_postfork_child(void) {
 	mesh_fd_drop(&maps_fd);
 }
 
+/* Notes a mapping, from the head of its line: "begin-end rwxp". */
+static void
+maps_line(const char *line) {
+	char     *at;
+	uintptr_t begin = (uintptr_t)malloc_strtoumax(line, &at, 16);
+	uintptr_t end = *at == '-' ? (uintptr_t)malloc_strtoumax(at + 1, &at, 16)
+	                           : 0;
+	if (*at != ' ' || memcmp(at + 1, "rw-", 3) == 0
+	    || !mesh_walk_covers(begin, end)) {
+		return;
+	}
+	if (maps_nprotected == PROTECTED_MAX) {
+		/* So many that what lies in between counts, too. */
+		maps_protected[PROTECTED_MAX - 1].end = end;
+	} else {
+		maps_protected[maps_nprotected++] = (span_t){begin, end};
+	}
+}
+
 /* Counts the mappings.  Returns 0 and errno if they cannot be read. */
 static size_t
 maps_count(void) {
 	if (mesh_splice_open()) {
 		return 0;
 	}
-	/* Stacks may be small; the mesh lock guards this. */
+	/* Stacks may be small; the mesh lock guards these. */
 	static char buf[4096];
-	size_t      lines = 0;
+	static char line[64];
+	size_t      lines = 0, length = 0;
 	ssize_t     n;
+	maps_nprotected = 0;
 	lseek(maps_fd.fd, 0, SEEK_SET);
 	while ((n = maps_read(buf, sizeof(buf))) > 0) {
 		for (ssize_t i = 0; i < n; i++) {
-			lines += (buf[i] == '\n');
+			if (buf[i] == '\n') {
+				line[length] = '\0';
+				maps_line(line);
+				length = 0;
+				lines++;
+			} else if (length < sizeof(line) - 1) {
+				line[length++] = buf[i];
+			}
 		}
 	}
 	if (n < 0 || lines == 0) {
@@ -239,6 +280,26 @@ maps_recount(void) {
 	}
 	atomic_store_zu(&maps_bound, count, ATOMIC_RELAXED);
 	return false;
+}
+
+bool
+mesh_splice_protected(const void *addr, size_t size) {
+	uintptr_t begin = (uintptr_t)addr;
+	size_t    lo = 0, hi = maps_nprotected;
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+		if (maps_protected[mid].end <= begin) {
+			lo = mid + 1;
+		} else {
+			hi = mid;
+		}
+	}
+	return lo < maps_nprotected && maps_protected[lo].begin < begin + size;
+}
+
+void
+mesh_splice_protected_refresh(void) {
+	(void)maps_recount();
 }
 
 bool

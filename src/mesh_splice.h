@@ -68,6 +68,13 @@ bool mesh_unsplice_room(void);
  * true, and errno, if that cannot be had.
  */
 bool mesh_splice_open(void);
+/*
+ * Whether some of a range was not plainly readable and writable when the mappings were
+ * last counted: the program has protected it, or made it executable.  refresh has
+ * them counted, unless that was done just now.  The same lock.
+ */
+bool mesh_splice_protected(const void *addr, size_t size);
+void mesh_splice_protected_refresh(void);
 /* A child has mappings of its own; the same lock. */
 void mesh_splice_postfork_child(void);
 

@@ -48,6 +48,12 @@ mesh_walk_note(const void *addr, size_t size) {
 	}
 }
 
+bool
+mesh_walk_covers(uintptr_t begin, uintptr_t end) {
+	return begin < atomic_load_zu(&heap_end, ATOMIC_RELAXED)
+	    && end > atomic_load_zu(&heap_begin, ATOMIC_RELAXED);
+}
+
 /* edata_addr_get() of what may be changing, so that nothing can be asserted. */
 static uintptr_t
 edata_addr_read(const edata_t *edata) {

@@ -8,6 +8,9 @@
 /* Notes memory that slabs may come to lie in.  Any lock may be held. */
 void mesh_walk_note(const void *addr, size_t size);
 
+/* Whether any of that is in [begin, end); no lock needed. */
+bool mesh_walk_covers(uintptr_t begin, uintptr_t end);
+
 /*
  * Goes on from address *at, which is 0 at first, and lists in slabs[] what look
  * like non-full slabs of a bin, in the order of their addresses: max at most, and

@@ -48,7 +48,7 @@ def test_on(program):
     mesh = run.json["mesh"]
     assert run.stderr == ""
     assert mesh["followers"] > 1000
-    assert mesh["barrier"] == "userfaultfd" and mesh["off"] == ""
+    assert mesh["barrier"] == "move" and mesh["off"] == ""
     assert mesh["barrier_reason"] == ""
     assert descriptors(run.json, "memfd:jemalloc-mesh")
 
@@ -93,7 +93,7 @@ def test_barrier_refused(program):
     run = probe(program, ON + ",mesh_barrier:none")
     assert len(sentences(run.stderr)) == 1, run
     assert "mesh_barrier" in run.stderr and "none" in run.stderr, run
-    assert run.json["mesh"]["barrier"] == "userfaultfd", run
+    assert run.json["mesh"]["barrier"] == "move", run
 
 
 def test_hpa(program):
@@ -198,7 +198,7 @@ def test_permitted_by_capability(as_nobody):
     """CAP_SYS_PTRACE alone is enough, as the sentence says."""
     run = as_nobody(*MAY_TRACE)
     assert run.stderr == "" and run.json["mesh"]["followers"] > 1000, run
-    assert run.json["mesh"]["barrier"] == "userfaultfd", run
+    assert run.json["mesh"]["barrier"] == "move", run
 
 
 def test_permitted_by_device(as_nobody):
@@ -210,7 +210,7 @@ def test_permitted_by_device(as_nobody):
               "mount --bind /mnt/userfaultfd /dev/userfaultfd; exec \"$@\"")
     run = as_nobody(*CLEAR, before=["unshare", "--mount", "sh", "-c", device, "sh"])
     assert run.stderr == "" and run.json["mesh"]["followers"] > 1000, run
-    assert run.json["mesh"]["barrier"] == "userfaultfd", run
+    assert run.json["mesh"]["barrier"] == "move", run
 
 
 @pytest.mark.parametrize("barrier", ["signal", "auto"])
