@@ -29,7 +29,7 @@ LINKS = {
     "prefix": [*PREFIX, "-L", LIBS["prefix"], "-ljemalloc"],
     "dlopen": [*PREFIX, TEST / "dlopened.c"],
 }
-HELPERS = ("scenario", "objects", "measure", "util")
+HELPERS = ("places", "scenario", "objects", "measure", "util")
 
 
 def without_core_files():

@@ -301,7 +301,7 @@ def test_huge_pages(program, huge_pages_always):
 
 @pytest.mark.parametrize("name, scenario", [
     ("odd", "commands"), ("odd", "threads"), ("odd", "ends"), ("arenas", "hooks"),
-    ("arenas", "migrants"), ("kernel", "pinned"), ("kernel", "poke")])
+    ("arenas", "migrants"), ("pins", "pinned"), ("kernel", "poke")])
 def test_program_is_right(program, name, scenario):
     """On unpatched jemalloc the programs find nothing."""
     run = program(name).run(scenario, "heap", lib="stock")
