@@ -19,9 +19,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* Of <linux/prctl.h> since Linux 6.4. */
+#ifndef PR_SET_MEMORY_MERGE
+#	define PR_SET_MEMORY_MERGE 67
+#endif
 #define PLACE_SIZE ((size_t)512)
 
 /******************************************************************************/
@@ -234,6 +239,72 @@ run_poke(void) {
 }
 
 /******************************************************************************/
+/* Pages that the kernel takes away and brings back. */
+
+#define NAGES 10
+
+/* Sends all of the heap to swap, and has it mesh there. */
+static void
+run_swap(void) {
+	for (unsigned i = 0; i < NAGES; i++) {
+		for (size_t j = 0; j < held.n; j++) {
+			uintptr_t p = (uintptr_t)held.objects[j].p & ~(PAGE - 1);
+			madvise((void *)p, PAGE, MADV_PAGEOUT);
+		}
+		uint64_t kib = status_number("VmSwap");
+		results->count = kib > results->count ? kib
+		                                      : results->count;
+		if (i % 2 == 0) {
+			mesh_pass();
+			check(&held);
+		} else {
+			churn(&held, (size_t)16 << 20);
+		}
+		held_rewrite();
+	}
+}
+
+/* Many objects are alike, and their pages become one. */
+static void
+run_merged(void) {
+	/* Linux 6.4. */
+	if (prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) != 0) {
+		exit(77);
+	}
+	enum { n = 4096 };
+	static unsigned char *alike[n];
+	for (unsigned i = 0; i < n; i++) {
+		alike[i] = malloc(10000);
+		memset(alike[i], 7, 10000);
+	}
+	for (unsigned i = 0; i < NAGES; i++) {
+		sleep_ms(200);
+		for (unsigned j = i; j < n; j += 2 * NAGES) {
+			free(alike[j]);
+			alike[j] = memset(malloc(10000), 7, 10000);
+		}
+		churn(&held, (size_t)8 << 20);
+		FILE  *stat = fopen("/proc/self/ksm_stat", "re");
+		char   line[128];
+		size_t merged = 0;
+		while (stat != NULL && fgets(line, sizeof(line), stat) != NULL) {
+			sscanf(line, "ksm_merging_pages %zu", &merged);
+		}
+		if (stat != NULL) {
+			fclose(stat);
+		}
+		results->count = merged > results->count ? merged
+		                                         : results->count;
+		for (unsigned j = 0; j < n; j++) {
+			for (unsigned k = 0; k < 10000; k++) {
+				results->bad += alike[j][k] != 7;
+			}
+		}
+		held_rewrite();
+	}
+}
+
+/******************************************************************************/
 /* Core dumps. */
 
 /*
@@ -276,6 +347,8 @@ main(int argc, char **argv) {
 	    {"shared", run_shared},
 	    {"protected", run_protected},
 	    {"poke", run_poke},
+	    {"swap", run_swap},
+	    {"merged", run_merged},
 	    {"dump", run_dump},
 	};
 	return scenario_main(

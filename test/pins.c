@@ -5,7 +5,8 @@
  * usage: pins SCENARIO [ARG]
  *
  *   pinned WHERE       buffers are registered with io_uring, then meshed, then read
- *                      into; WHERE they are from, see places.h
+ *                      into; WHERE they are from, see places.h, or "store": meshed
+ *                      before that, and moved after
  *   reads WAY[,NUMBER] threads read a file past the page cache, into small objects,
  *                      while those mesh: "sync", "aio", "uring", or "fixed", which
  *                      are registered buffers
@@ -150,17 +151,37 @@ ring_send(ring_t *ring, unsigned n) {
 	__atomic_store_n(ring->cq_head, end, __ATOMIC_RELEASE);
 }
 
+/* Ranges become private by a fork, and mesh again. */
+static void
+store_move(void) {
+	for (unsigned i = 0; i < 3; i++) {
+		pid_t pid = fork_or_die();
+		if (pid == 0) {
+			_exit(0);
+		}
+		child_wait(pid, 0);
+		churn(&held, (size_t)16 << 20);
+	}
+}
+
 static void
 run_pinned(void) {
 	ring_t ring;
 	int    ends[2];
+	bool   store = strcmp(scenario_arg, "store") == 0;
 	ring_open(&ring);
 	places_alloc(scenario_arg, SIZE);
+	if (store) {
+		mesh_pass();
+	}
 	ring_register(&ring, places, NPLACES);
 	if (pipe(ends) != 0) {
 		die("pipe");
 	}
 	places_mesh(SIZE);
+	if (store) {
+		store_move();
+	}
 	for (unsigned i = 0; i < NPLACES; i++) {
 		unsigned char sent[SIZE];
 		memset(sent, (int)i + 1, SIZE);
