@@ -29,7 +29,7 @@ LINKS = {
     "prefix": [*PREFIX, "-L", LIBS["prefix"], "-ljemalloc"],
     "dlopen": [*PREFIX, TEST / "dlopened.c"],
 }
-HELPERS = ("scenario", "objects", "measure", "util")
+HELPERS = ("places", "scenario", "objects", "measure", "util")
 
 
 def without_core_files():
@@ -126,13 +126,15 @@ def program(tmp_path_factory):
         if (name, link) not in compiled:
             path = tmp_path_factory.mktemp("programs") / name
             sources = [TEST / f"{each}.c" for each in (name, *HELPERS)]
-            compiler = "gcc"
+            warn = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-I",
+                    BUILD / "include"]
             if not sources[0].exists():
-                sources, compiler = [TEST / f"{name}.cc"], "g++"
+                sources[0] = f"{path}.o"
+                subprocess.run(["g++", "-std=c++20", *warn, "-c", TEST / f"{name}.cc",
+                                "-o", sources[0]], check=True)
+                sources.append("-lstdc++")
             subprocess.run(
-                [compiler, "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread",
-                 *sources, "-o", path, *LINKS[link], "-I", BUILD / "include", "-lm"],
-                check=True)
+                ["gcc", *warn, *sources, "-o", path, *LINKS[link], "-lm"], check=True)
             compiled[name, link] = Program(path)
         return compiled[name, link]
 

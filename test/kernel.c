@@ -1,7 +1,8 @@
 /*
  * What the kernel does with heap memory behind the program's back while it is
- * meshed: process-shared futexes, pinned buffers, writes by another way than the
- * program's own address space, core dumps.
+ * meshed: futexes, other protections, writes by another way than the program's own
+ * address space, core dumps.  Beside it pins.c has what reads and writes pages by
+ * themselves, ties.c what programs tie to pages, sleepers.cc all ways to sleep.
  *
  * usage: kernel SCENARIO [ARG]
  *
@@ -10,73 +11,23 @@
  * small page-aligned objects.
  */
 #define _GNU_SOURCE
-#include "scenario.h"
+#include "places.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/io_uring.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
+#include <sys/prctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <jemalloc/jemalloc.h>
-
-#define PAGE ((size_t)4096)
-#define NPLACES 64
-#define PLACE_SIZE 512
-/* Of so many neighbours one is kept where slabs shall be sparse. */
-#define SPARSE 16
-
-static unsigned char *places[NPLACES];
-
-static void *
-place_alloc(unsigned manual) {
-	if (manual != 0) {
-		return mallocx(
-		    PLACE_SIZE, MALLOCX_ARENA(manual) | MALLOCX_TCACHE_NONE);
-	}
-	return strcmp(scenario_arg, "aligned") == 0
-	    ? aligned_alloc(PAGE, PLACE_SIZE)
-	    : malloc(PLACE_SIZE);
-}
-
-/* Places of PLACE_SIZE zeroed bytes, where scenario_arg says. */
-static void
-places_alloc(void) {
-	static void *all[NPLACES * SPARSE];
-	unsigned     manual = 0;
-	size_t       size = sizeof(manual);
-	if (strcmp(scenario_arg, "manual") == 0) {
-		errno = mallctl("arenas.create", &manual, &size, NULL, 0);
-		if (errno != 0) {
-			die("arenas.create");
-		}
-	}
-	for (unsigned i = 0; i < NPLACES * SPARSE; i++) {
-		all[i] = place_alloc(manual);
-	}
-	for (unsigned i = 0; i < NPLACES * SPARSE; i++) {
-		if (i % SPARSE == 0) {
-			places[i / SPARSE] = memset(all[i], 0, PLACE_SIZE);
-		} else {
-			dallocx(all[i], manual != 0 ? MALLOCX_TCACHE_NONE : 0);
-		}
-	}
-	ctl_do("thread.tcache.flush");
-}
-
-/* Meshes, and counts the places that moved. */
-static void
-places_mesh(void) {
-	mesh_pass();
-	for (unsigned i = 0; i < NPLACES; i++) {
-		results->count += mesh_range(places[i], PLACE_SIZE);
-	}
-}
+/* Of <linux/prctl.h> since Linux 6.4. */
+#ifndef PR_SET_MEMORY_MERGE
+#	define PR_SET_MEMORY_MERGE 67
+#endif
+#define PLACE_SIZE ((size_t)512)
 
 /******************************************************************************/
 /* Threads wait for each other; whoever is not woken has lost. */
@@ -145,7 +96,7 @@ wait_and_wake(int shared) {
 	pthread_mutexattr_setpshared(&mutex_attr, shared);
 	pthread_condattr_init(&cond_attr);
 	pthread_condattr_setpshared(&cond_attr, shared);
-	places_alloc();
+	places_alloc(scenario_arg, PLACE_SIZE);
 	for (unsigned i = 0; i < NPLACES; i++) {
 		waiting_t *w = (waiting_t *)places[i];
 		pthread_mutex_init(&w->mutex, &mutex_attr);
@@ -160,7 +111,7 @@ wait_and_wake(int shared) {
 	}
 	/* Time to fall asleep; who has not cannot lose. */
 	sleep_ms(100);
-	places_mesh();
+	places_mesh(PLACE_SIZE);
 	for (unsigned i = 0; i < NPLACES; i++) {
 		waiting_t *w = (waiting_t *)places[i];
 		pthread_mutex_lock(&w->mutex);
@@ -184,102 +135,6 @@ run_private(void) {
 static void
 run_shared(void) {
 	wait_and_wake(PTHREAD_PROCESS_SHARED);
-}
-
-/******************************************************************************/
-/* Buffers that the kernel knows by their pages. */
-
-typedef struct {
-	int                  fd;
-	unsigned            *sq_tail, *cq_head, *cq_tail;
-	unsigned             sq_mask;
-	unsigned            *sq_array;
-	struct io_uring_sqe *sqes;
-} ring_t;
-
-static void *
-ring_map(int fd, size_t size, off_t offset) {
-	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
-	    MAP_SHARED | MAP_POPULATE, fd, offset);
-	if (p == MAP_FAILED) {
-		die("mmap of io_uring");
-	}
-	return p;
-}
-
-/* Returns false if this kernel has or permits no io_uring. */
-static bool
-ring_open(ring_t *ring) {
-	struct io_uring_params params = {0};
-	ring->fd = (int)syscall(SYS_io_uring_setup, 4, &params);
-	if (ring->fd < 0) {
-		return false;
-	}
-	unsigned char *sq = ring_map(
-	    ring->fd, params.sq_off.array + 64, IORING_OFF_SQ_RING);
-	unsigned char *cq = ring_map(
-	    ring->fd, params.cq_off.cqes, IORING_OFF_CQ_RING);
-	ring->sqes = ring_map(ring->fd,
-	    params.sq_entries * sizeof(struct io_uring_sqe), IORING_OFF_SQES);
-	ring->sq_tail = (unsigned *)(sq + params.sq_off.tail);
-	ring->sq_mask = *(unsigned *)(sq + params.sq_off.ring_mask);
-	ring->sq_array = (unsigned *)(sq + params.sq_off.array);
-	ring->cq_head = (unsigned *)(cq + params.cq_off.head);
-	ring->cq_tail = (unsigned *)(cq + params.cq_off.tail);
-	return true;
-}
-
-/* Reads size bytes into the pinned buffer number index. */
-static void
-ring_read(ring_t *ring, int fd, void *buffer, unsigned size, unsigned index) {
-	unsigned             tail = *ring->sq_tail, at = tail & ring->sq_mask;
-	struct io_uring_sqe *sqe = &ring->sqes[at];
-	memset(sqe, 0, sizeof(*sqe));
-	sqe->opcode = IORING_OP_READ_FIXED;
-	sqe->fd = fd;
-	sqe->addr = (uintptr_t)buffer;
-	sqe->len = size;
-	sqe->buf_index = (uint16_t)index;
-	ring->sq_array[at] = at;
-	__atomic_store_n(ring->sq_tail, tail + 1, __ATOMIC_RELEASE);
-	if (syscall(SYS_io_uring_enter, ring->fd, 1, 1, IORING_ENTER_GETEVENTS,
-	        NULL, 0)
-	    != 1) {
-		die("io_uring_enter");
-	}
-	__atomic_store_n(ring->cq_head, *ring->cq_tail, __ATOMIC_RELEASE);
-}
-
-/* Buffers are registered with io_uring, then meshed, then read into. */
-static void
-run_pinned(void) {
-	ring_t       ring;
-	struct iovec iov[NPLACES];
-	int          ends[2];
-	if (!ring_open(&ring)) {
-		fputs("no io_uring\n", stderr);
-		exit(77);
-	}
-	places_alloc();
-	for (unsigned i = 0; i < NPLACES; i++) {
-		iov[i] = (struct iovec){places[i], PLACE_SIZE};
-	}
-	if (syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS,
-	        iov, NPLACES)
-	        != 0
-	    || pipe(ends) != 0) {
-		die("io_uring_register, pipe");
-	}
-	places_mesh();
-	for (unsigned i = 0; i < NPLACES; i++) {
-		unsigned char sent[PLACE_SIZE];
-		memset(sent, (int)i + 1, PLACE_SIZE);
-		if (write(ends[1], sent, PLACE_SIZE) != PLACE_SIZE) {
-			die("write");
-		}
-		ring_read(&ring, ends[0], places[i], PLACE_SIZE, i);
-		results->lost += memcmp(places[i], sent, PLACE_SIZE) != 0;
-	}
 }
 
 /* Page-aligned objects with another protection and other advice. */
@@ -384,6 +239,72 @@ run_poke(void) {
 }
 
 /******************************************************************************/
+/* Pages that the kernel takes away and brings back. */
+
+#define NAGES 10
+
+/* Sends all of the heap to swap, and has it mesh there. */
+static void
+run_swap(void) {
+	for (unsigned i = 0; i < NAGES; i++) {
+		for (size_t j = 0; j < held.n; j++) {
+			uintptr_t p = (uintptr_t)held.objects[j].p & ~(PAGE - 1);
+			madvise((void *)p, PAGE, MADV_PAGEOUT);
+		}
+		uint64_t kib = status_number("VmSwap");
+		results->count = kib > results->count ? kib
+		                                      : results->count;
+		if (i % 2 == 0) {
+			mesh_pass();
+			check(&held);
+		} else {
+			churn(&held, (size_t)16 << 20);
+		}
+		held_rewrite();
+	}
+}
+
+/* Many objects are alike, and their pages become one. */
+static void
+run_merged(void) {
+	/* Linux 6.4. */
+	if (prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) != 0) {
+		exit(77);
+	}
+	enum { n = 4096 };
+	static unsigned char *alike[n];
+	for (unsigned i = 0; i < n; i++) {
+		alike[i] = malloc(10000);
+		memset(alike[i], 7, 10000);
+	}
+	for (unsigned i = 0; i < NAGES; i++) {
+		sleep_ms(200);
+		for (unsigned j = i; j < n; j += 2 * NAGES) {
+			free(alike[j]);
+			alike[j] = memset(malloc(10000), 7, 10000);
+		}
+		churn(&held, (size_t)8 << 20);
+		FILE  *stat = fopen("/proc/self/ksm_stat", "re");
+		char   line[128];
+		size_t merged = 0;
+		while (stat != NULL && fgets(line, sizeof(line), stat) != NULL) {
+			sscanf(line, "ksm_merging_pages %zu", &merged);
+		}
+		if (stat != NULL) {
+			fclose(stat);
+		}
+		results->count = merged > results->count ? merged
+		                                         : results->count;
+		for (unsigned j = 0; j < n; j++) {
+			for (unsigned k = 0; k < 10000; k++) {
+				results->bad += alike[j][k] != 7;
+			}
+		}
+		held_rewrite();
+	}
+}
+
+/******************************************************************************/
 /* Core dumps. */
 
 /*
@@ -424,9 +345,10 @@ main(int argc, char **argv) {
 	static const scenario_t scenarios[] = {
 	    {"private", run_private},
 	    {"shared", run_shared},
-	    {"pinned", run_pinned},
 	    {"protected", run_protected},
 	    {"poke", run_poke},
+	    {"swap", run_swap},
+	    {"merged", run_merged},
 	    {"dump", run_dump},
 	};
 	return scenario_main(

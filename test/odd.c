@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <ucontext.h>
@@ -181,6 +182,179 @@ run_close(void) {
 		files_check();
 	}
 	results->bad += table_free(&t);
+}
+
+/* Again and again, as who leaves nothing open to chance; meshing goes on. */
+static void
+run_close_often(void) {
+	static table_t t;
+	uint64_t       before = 0;
+	for (unsigned round = 0; round < 10; round++) {
+		files_open();
+		for (unsigned i = 0; i < 1000; i++) {
+			int fd = open("/dev/null", O_RDONLY);
+			close_range(NFILES + 3, ~0u, 0);
+			expect(fd == NFILES + 3 && close(fd) != 0,
+			    "a program's own number is the next one");
+		}
+		churn(&t, (size_t)4 << 20);
+		files_check();
+		if (round == 4) {
+			before = nmeshes();
+		}
+	}
+	results->count = nmeshes() - before;
+	results->bad += table_free(&t);
+}
+
+/******************************************************************************/
+/* Numbers of descriptors. */
+
+#define NSTANDARD 3
+#define NCLOSED 20
+#define KEPT_OUT 200
+#define LIMIT 64
+
+/* Closes the standard descriptors, and others that may have been inherited. */
+static void
+standard_close(void) {
+	for (int i = 1; i < NSTANDARD; i++) {
+		if (dup3(i, KEPT_OUT + i, O_CLOEXEC) < 0) {
+			die("dup3");
+		}
+	}
+	close_range(0, NCLOSED - 1, 0);
+}
+
+/* Whether none of them is open, nor can be written to. */
+static void
+standard_check(void) {
+	for (int i = 0; i < NCLOSED; i++) {
+		results->lost += fcntl(i, F_GETFD) != -1;
+		results->count++;
+	}
+}
+
+/* A daemon whose standard descriptors are closed logs to them all the same. */
+static void
+run_standard(void) {
+	for (unsigned i = 0; i < 30; i++) {
+		churn(&held, (size_t)4 << 20);
+		standard_check();
+		for (int fd = 0; fd < NSTANDARD; fd++) {
+			ssize_t n = write(fd, "a line of the log\n", 18);
+			results->lost += n != -1 || errno != EBADF;
+		}
+		if (i % 10 == 0) {
+			pid_t pid = fork_or_die();
+			if (pid == 0) {
+				uint64_t before = nmeshes();
+				standard_check();
+				churn(&held, (size_t)4 << 20);
+				standard_check();
+				child_end(before);
+			}
+			child_wait(pid, 0);
+		}
+	}
+	for (int i = 1; i < NSTANDARD; i++) {
+		dup2(KEPT_OUT + i, i);
+	}
+}
+
+/* The lowest number that is free is the one that was closed last, always. */
+static void
+run_lowest(void) {
+	uint64_t n = *scenario_arg != '\0' ? number_parse(scenario_arg) : 100000;
+	for (; results->count < n; results->count++) {
+		if (results->count % 10000 == 0) {
+			/* What comes next takes another store. */
+			pid_t pid = fork_or_die();
+			if (pid == 0) {
+				_exit(0);
+			}
+			child_wait(pid, 0);
+		}
+		close(0);
+		if (results->count % 1000 == 0) {
+			churn(&held, (size_t)4 << 20);
+		}
+		int fd = open("/dev/null", O_RDONLY);
+		if (fd != 0) {
+			results->lost++;
+			close(fd);
+		}
+	}
+}
+
+/* As many descriptors as the limit lets any program have. */
+static void
+limit_use_up(void) {
+	int      fds[LIMIT];
+	unsigned n = 0;
+	while (n < LIMIT && (fds[n] = open("/dev/null", O_RDONLY)) >= 0) {
+		n++;
+	}
+	results->count++;
+	if (n != LIMIT - NSTANDARD) {
+		fprintf(stderr, "%u descriptors instead of %u\n", n,
+		    LIMIT - NSTANDARD);
+		results->lost++;
+	}
+	/* With all of them taken slabs mesh on, or not. */
+	churn(&held, (size_t)4 << 20);
+	while (n > 0) {
+		close(fds[--n]);
+	}
+}
+
+static void
+limit_set(void) {
+	struct rlimit limit = {LIMIT, LIMIT};
+	if (setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+		die("setrlimit");
+	}
+}
+
+/* The limit is set "early", before anything has meshed, or late. */
+static void
+run_limit(void) {
+	limit_set();
+	for (unsigned i = 0; i < 20; i++) {
+		limit_use_up();
+		churn(&held, (size_t)4 << 20);
+		if (i % 5 == 0) {
+			pid_t pid = fork_or_die();
+			if (pid == 0) {
+				uint64_t before = nmeshes();
+				churn(&held, (size_t)4 << 20);
+				limit_use_up();
+				child_end(before);
+			}
+			child_wait(pid, 0);
+		}
+	}
+}
+
+/* Another program has the descriptors that it is meant to have. */
+static void
+run_inherited(void) {
+	load_start(2);
+	for (unsigned i = 0; i < 30; i++) {
+		char  line[512];
+		FILE *list = popen("ls -l /proc/self/fd", "r");
+		for (unsigned n = 0; fgets(line, sizeof(line), list) != NULL;) {
+			/* The standard ones and that of the directory. */
+			n += strstr(line, " -> ") != NULL;
+			if (n > NSTANDARD + 1 || strstr(line, "jemalloc") != NULL
+			    || strstr(line, "userfaultfd") != NULL) {
+				fputs(line, stderr);
+				results->lost++;
+			}
+		}
+		results->count += pclose(list) == 0;
+		churn(&held, (size_t)4 << 20);
+	}
 }
 
 /******************************************************************************/
@@ -775,6 +949,11 @@ int
 main(int argc, char **argv) {
 	static const scenario_t scenarios[] = {
 	    {"close", run_close},
+	    {"close_often", run_close_often},
+	    {"standard", run_standard},
+	    {"lowest", run_lowest},
+	    {"limit", run_limit},
+	    {"inherited", run_inherited},
 	    {"handlers", run_handlers},
 	    {"blocked", run_blocked},
 	    {"handler_malloc", run_handler_malloc},
@@ -789,8 +968,18 @@ main(int argc, char **argv) {
 	    {"interrupted", run_interrupted},
 	    {"libc", run_libc},
 	};
-	if (argc > 2 && strcmp(argv[2], "first") == 0) {
+	const char *name = argc > 1 ? argv[1] : "";
+	const char *when = argc > 2 ? argv[2] : "";
+	if (strcmp(when, "first") == 0) {
 		files_take();
+	} else if (strcmp(name, "standard") == 0) {
+		standard_close();
+	} else if (strcmp(name, "limit") == 0
+	    || strcmp(name, "inherited") == 0) {
+		close_range(NSTANDARD, ~0u, 0);
+	}
+	if (strcmp(when, "early") == 0) {
+		limit_set();
 	}
 	return scenario_main(
 	    argc, argv, scenarios, sizeof(scenarios) / sizeof(scenarios[0]));

@@ -79,6 +79,35 @@ def test_process_signal(program, scenario):
         assert result["count"] == 0, result
 
 
+NUMBERS = [("release", BACKGROUND), ("debug", TICKS), ("release", SIGNAL),
+           ("debug", BACKGROUND + ",mesh_barrier:userfaultfd")]
+
+
+@pytest.mark.parametrize("lib, conf", NUMBERS)
+@pytest.mark.parametrize("scenario", [
+    # Standard descriptors that are closed stay closed.
+    ("standard",),
+    # What close() has freed is what open() gets.
+    ("lowest",),
+    # A program near its limit has all the descriptors that the limit grants.
+    ("limit",), ("limit", "early"),
+    # Another program gets none of ours.
+    ("inherited",),
+], ids=name)
+def test_numbers(program, lib, conf, scenario):
+    """A program never sees a descriptor of ours, nor misses one of its own."""
+    result = good(program("odd").run(*scenario, lib=lib, conf=conf))
+    assert result["lost"] == 0 and result["count"] > 20, result
+
+
+@pytest.mark.parametrize("barrier", ["move", "userfaultfd", "signal"])
+def test_closed_often(program, barrier):
+    """A program that closes all there is all the time is meshed all the same."""
+    result = good(program("odd").run(
+        "close_often", conf=f"{BACKGROUND},mesh_barrier:{barrier}"))
+    assert result["count"] > 100, result
+
+
 @pytest.mark.parametrize("lib", ["release", "debug"])
 def test_signals_of_children(program, lib):
     """A handler that runs in a child as it is born writes to the child's memory."""
@@ -119,25 +148,13 @@ def test_arenas(program, lib, conf, scenario):
     good(program("arenas").run(*scenario, lib=lib, conf=conf))
 
 
-@pytest.mark.parametrize("scenario", ["private", "shared", "pinned"])
+@pytest.mark.parametrize("scenario", ["private", "shared"])
 @pytest.mark.parametrize("place", ["heap", "manual", "aligned"])
 def test_known_by_page(program, scenario, place):
-    """What the kernel knows by its page is safe in manual arenas and pages.
-
-    Process-shared futexes and pinned buffers in small objects are not: that is
-    documented, and here the control that the test sees such losses.  Futexes of
-    the process alone, as mutexes are by default, are safe everywhere.
-    """
-    run = program("kernel").run(scenario, place, conf=REQUEST)
-    if run.returncode == 77:
-        pytest.skip("no io_uring here")
-    result = good(run)
-    meshed, lost = result["count"], result["lost"]
-    if place == "heap":
-        assert meshed > 20, run
-        assert (lost > 0) == (scenario != "private"), run
-    else:
-        assert (meshed, lost) == (0, 0), run
+    """Who sleeps on a futex is woken, be it of the process alone or shared."""
+    result = good(program("kernel").run(scenario, place, conf=REQUEST))
+    assert result["lost"] == 0, result
+    assert (result["count"] > 20) == (place == "heap"), result
 
 
 def test_protected_pages(program):
@@ -301,7 +318,7 @@ def test_huge_pages(program, huge_pages_always):
 
 @pytest.mark.parametrize("name, scenario", [
     ("odd", "commands"), ("odd", "threads"), ("odd", "ends"), ("arenas", "hooks"),
-    ("arenas", "migrants"), ("kernel", "pinned"), ("kernel", "poke")])
+    ("arenas", "migrants"), ("pins", "pinned"), ("kernel", "poke")])
 def test_program_is_right(program, name, scenario):
     """On unpatched jemalloc the programs find nothing."""
     run = program(name).run(scenario, "heap", lib="stock")
