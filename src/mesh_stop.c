@@ -85,6 +85,8 @@ struct stop_thread_s {
 };
 
 static const int stop_candidates[] = {SIGURG, SIGWINCH};
+/* The one of glibc's that no program can block. */
+#define SIGNAL_SETXID 33
 /* The one that is ours, 0 if none is. */
 static int stop_signum;
 /* Of which process all this is; a child starts afresh. */
@@ -359,9 +361,36 @@ thread_awaits(const tasks_t *tasks, uint32_t tid) {
 	struct iovec from = {
 	    (void *)(uintptr_t)malloc_strtoumax(end, NULL, 16), sizeof(set)};
 	struct iovec to = {&set, sizeof(set)};
-	return process_vm_readv(stop_pid, &to, 1, &from, 1, 0)
+	return process_vm_readv(getpid(), &to, 1, &from, 1, 0)
 	    == (ssize_t)sizeof(set)
 	    && signal_in(set);
+}
+
+/* What a thread does, and the signals that it blocks; true if not to be had. */
+static bool
+task_stat(const tasks_t *tasks, uint32_t tid, char *state, uint64_t *blocked) {
+	/* See proc(5): "tid (name) state" and so on, "blocked" is the 32nd. */
+	const char *text = task_read(tasks, tid, "stat");
+	text = text != NULL ? strrchr(text, ')') : NULL;
+	if (text == NULL || text[1] != ' ') {
+		return true;
+	}
+	*state = text[2];
+	for (unsigned i = 2; i < 32 && text != NULL; i++) {
+		text = strchr(text + 1, ' ');
+	}
+	if (text == NULL) {
+		return true;
+	}
+	*blocked = malloc_strtoumax(text, NULL, 10);
+	return false;
+}
+
+/* Whether the thread keeps our signal, or takes it for the program's. */
+static bool
+thread_takes(const tasks_t *tasks, uint32_t tid, char state, uint64_t blocked) {
+	return signal_in(blocked)
+	    || (state == 'S' && thread_awaits(tasks, tid));
 }
 
 /* Returns the reason why the thread must not be sent the signal, or NULL. */
@@ -371,25 +400,15 @@ thread_check(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	thread->checked_ns = now;
 	thread->ended = false;
 	thread->running = true;
-	/* See proc(5): "tid (name) state" and so on, "blocked" is the 32nd. */
-	const char *text = task_read(tasks, tid, "stat");
-	text = text != NULL ? strrchr(text, ')') : NULL;
-	if (text == NULL || text[1] != ' ') {
-		return NULL;
-	}
-	char state = text[2];
-	for (unsigned i = 2; i < 32 && text != NULL; i++) {
-		text = strchr(text + 1, ' ');
-	}
-	if (text == NULL) {
+	char     state;
+	uint64_t blocked;
+	if (task_stat(tasks, tid, &state, &blocked)) {
 		return NULL;
 	}
 	/* A first thread that has ended stays there until the process ends. */
 	thread->ended = (state == 'Z' || state == 'X');
 	thread->running = (state == 'R');
-	if (!thread->ended
-	    && (signal_in(malloc_strtoumax(text, NULL, 10))
-	        || (state == 'S' && thread_awaits(tasks, tid)))) {
+	if (!thread->ended && thread_takes(tasks, tid, state, blocked)) {
 		thread->checked_ns = 0;
 		return mesh_stop_blocked;
 	}
@@ -534,6 +553,49 @@ world_park(tasks_t *tasks, uint32_t self) {
 static int
 tasks_open(void) {
 	return malloc_open(TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/*
+ * glibc never lets a program block the signal by which it has all threads change
+ * their user.  Its handler does nothing unless tgkill(2) sent it.
+ */
+static bool
+setxid_poke(pid_t tid) {
+#ifdef __GLIBC__
+	/* The kernel's own struct: libc refuses to tell of this signal. */
+	struct {
+		uintptr_t handler;
+		uint64_t  rest[3];
+	} action;
+	siginfo_t info = {
+	    .si_signo = SIGNAL_SETXID, .si_code = SI_QUEUE, .si_pid = getpid()};
+	return syscall(SYS_rt_sigaction, SIGNAL_SETXID, NULL, &action,
+	           sizeof(uint64_t))
+	    != 0
+	    || action.handler <= (uintptr_t)SIG_IGN /* SIG_DFL would kill. */
+	    || syscall(SYS_rt_tgsigqueueinfo, getpid(), tid, SIGNAL_SETXID,
+	           &info)
+	    != 0;
+#else
+	(void)tid;
+	return true;
+#endif
+}
+
+bool
+mesh_stop_poke(pid_t tid) {
+	tasks_t tasks = {.fd = signal_choose() ? -1 : tasks_open()};
+	if (tasks.fd == -1) {
+		return setxid_poke(tid);
+	}
+	char     state;
+	uint64_t blocked;
+	bool     takes =
+	    task_stat(&tasks, (uint32_t)tid, &state, &blocked)
+	    || thread_takes(&tasks, (uint32_t)tid, state, blocked);
+	malloc_close(tasks.fd);
+	return takes ? setxid_poke(tid)
+	             : syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
 }
 
 const char *

@@ -26,6 +26,13 @@ extern const char mesh_stop_blocked[];
  */
 bool mesh_stop_stands_on(const void *addr, size_t size);
 
+/*
+ * Has a thread of this process leave its system call and go on with it, also where
+ * threads are stopped by other means or not at all.  The mesh lock is held.
+ * Returns true if there is no signal for that.
+ */
+bool mesh_stop_poke(pid_t tid);
+
 /* Lets a thread be stopped that was created with all signals blocked. */
 void mesh_stop_thread_enter(void);
 
