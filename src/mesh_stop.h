@@ -19,6 +19,8 @@ const char *mesh_stop_world(void);
 void        mesh_stop_resume(void);
 /* The one of those reasons that is often gone soon: threads begin that way. */
 extern const char mesh_stop_blocked[];
+/* And one that is gone once that thread has woken. */
+extern const char mesh_stop_timed[];
 
 /*
  * Whether the world stands on a stack in this range: its owner may write there
