@@ -12,7 +12,8 @@
  *                               and its end, until any handler returns; so after a
  *                               handler of the program's it says EINTR
  *     select, epoll_wait, ...   the variant that unblocks signals in the call
- *     all others                a look at what signals are pending first
+ *     all others                signals are unblocked first; what handler ran then
+ *                               has left its mark on the stack
  *
  * A stop may come while the handler is in that call.  Its handler, on top, does
  * not return to the kernel, or restart_syscall(2) would have nothing to restart; it
@@ -48,6 +49,8 @@
 #define NEVER UINT64_MAX
 /* The call was not made, or not to its end, because of a stop. */
 #define CALL_STOPPED (-4096)
+/* What the stack has where the frame of a signal would come. */
+#define CALL_MARK UINT64_C(0x6d65736863616c6c)
 /* Longer timeouts are as good as none. */
 #define TIMEOUT_SECONDS_MAX 1000000000
 
@@ -59,11 +62,12 @@
 #endif
 
 /*
- * Where call_make() is just before it may be interrupted, and just after.  Written
- * by each call of it, always the same.
+ * Where call_make() is just before it may be interrupted, just after its call, and
+ * when it knows what came of it.  Written by each call of it, always the same.
  */
 static uintptr_t call_begin;
 static uintptr_t call_end;
+static uintptr_t call_known;
 
 static const uint64_t signals_all = ~UINT64_C(0);
 
@@ -75,18 +79,30 @@ struct call_s {
 	uint64_t mask;
 	/* When it ends. */
 	uint64_t end_ns;
+	/* From the stack pointer down to the registers in the frame of a signal. */
+	size_t frame;
 };
 
 /*
- * Blocks the signals of mask only, and makes the call.  Nothing else is done
- * between these labels, and no register is kept but those that any function
- * keeps, so that mesh_call_return() can end it from anywhere in between.
+ * Blocks the signals of mask only, and makes the call, unless a handler ran
+ * meanwhile: its frame, that many bytes below the stack pointer, would have taken
+ * the place of a mark.  If none ran, EINTR comes from a signal that turned out to be
+ * ignored, and means CALL_STOPPED, except for what the kernel keeps.
+ *
+ * Between these labels nothing else is done, and no register is kept but those that
+ * any function keeps, so that mesh_call_return() can end it from anywhere in
+ * between.
  */
 JEMALLOC_NOINLINE CALL_NOCLONE
 static long
-call_make(long nr, const uint64_t args[6], const uint64_t *mask) {
+call_make(
+    long nr, const uint64_t args[6], const uint64_t *mask, size_t frame) {
+	register long            rbx __asm__("rbx") = -(long)frame;
 	register long            r12 __asm__("r12") = nr;
 	register const uint64_t *r13 __asm__("r13") = args;
+	register uint64_t        r14 __asm__("r14") = CALL_MARK;
+	register uint64_t        r15 __asm__("r15") =
+	    nr == SYS_restart_syscall ? 0 : CALL_MARK;
 	register long            rax __asm__("rax") = SYS_rt_sigprocmask;
 	register long            rdi __asm__("rdi") = SIG_SETMASK;
 	register const uint64_t *rsi __asm__("rsi") = mask;
@@ -96,29 +112,55 @@ call_make(long nr, const uint64_t args[6], const uint64_t *mask) {
 	    "movq %%r10, %[begin]\n\t"
 	    "leaq 2f(%%rip), %%r10\n\t"
 	    "movq %%r10, %[end]\n\t"
-	    "movl $8, %%r10d\n"
+	    "leaq 3f(%%rip), %%r10\n\t"
+	    "movq %%r10, %[known]\n\t"
+	    "movl $8, %%r10d\n\t"
+	    "movq %%r14, (%%rsp,%%rbx)\n"
 	    "1:\tsyscall\n\t"
-	    "movq %%r12, %%rax\n\t"
 	    "movq 0(%%r13), %%rdi\n\t"
 	    "movq 8(%%r13), %%rsi\n\t"
 	    "movq 16(%%r13), %%rdx\n\t"
 	    "movq 24(%%r13), %%r10\n\t"
 	    "movq 32(%%r13), %%r8\n\t"
 	    "movq 40(%%r13), %%r9\n\t"
+	    "movq %[eintr], %%rax\n\t"
+	    "cmpq %%r14, (%%rsp,%%rbx)\n\t"
+	    "jne 2f\n\t"
+	    "movq %%r12, %%rax\n\t"
 	    "syscall\n"
-	    "2:"
+	    "2:\tcmpq %[eintr], %%rax\n\t"
+	    "jne 3f\n\t"
+	    "cmpq %%r15, (%%rsp,%%rbx)\n\t"
+	    "jne 3f\n\t"
+	    "movq %[stopped], %%rax\n"
+	    "3:"
 	    : "+r"(rax), "+r"(rdi), "+r"(rsi), "+r"(rdx),
-	    [begin] "=m"(call_begin), [end] "=m"(call_end)
-	    : "r"(r12), "r"(r13)
+	    [begin] "=m"(call_begin), [end] "=m"(call_end),
+	    [known] "=m"(call_known)
+	    : "r"(rbx), "r"(r12), "r"(r13), "r"(r14), "r"(r15),
+	    [eintr] "i"(-EINTR), [stopped] "i"(CALL_STOPPED)
 	    : "rcx", "r8", "r9", "r10", "r11", "cc", "memory", "xmm0", "xmm1",
 	    "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
 	    "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 	return rax;
 }
 
+/*
+ * The frame of a signal: first a red zone, then what is saved of the vector
+ * registers, aligned to 64 bytes, then a structure that begins with other
+ * registers and is as far from these as in any frame.
+ */
+static size_t
+frame_size(const ucontext_t *context) {
+	uintptr_t vectors = (uintptr_t)context->uc_mcontext.fpregs;
+	/* See struct _fpx_sw_bytes of the kernel. */
+	uint32_t size = ((const uint32_t *)(vectors + 464))[1];
+	return 128 + size + (vectors - (uintptr_t)context) - 64;
+}
+
 bool
 mesh_call_is_ours(uintptr_t pc) {
-	return pc >= call_begin && pc <= call_end;
+	return pc >= call_begin && pc < call_known;
 }
 
 void
@@ -126,7 +168,7 @@ mesh_call_return(const ucontext_t *context) {
 	const greg_t *regs = context->uc_mcontext.gregs;
 	uintptr_t     pc = (uintptr_t)regs[REG_RIP];
 	if (!mesh_call_is_ours(pc)
-	    || (pc == call_end && regs[REG_RAX] != -EINTR)) {
+	    || (pc >= call_end && regs[REG_RAX] != -EINTR)) {
 		return;
 	}
 	__asm__ volatile(
@@ -290,18 +332,38 @@ call_end_ns(const call_t *call, uint64_t since_ns, uint64_t entered_ns) {
 	}
 }
 
-/* Whether a signal waits that a handler of the program's is for. */
 static bool
-signal_pends(uint64_t mask) {
-	uint64_t pending = 0;
-	syscall(SYS_rt_sigpending, &pending, sizeof(pending));
-	pending &= ~mask;
-	for (int i = 1; pending != 0; i++, pending >>= 1) {
-		if (pending % 2 != 0 && mesh_call_signal_handled(i)) {
-			return true;
-		}
+socket_is_unix(int fd) {
+	int       domain;
+	socklen_t size = sizeof(domain);
+	return syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_DOMAIN, &domain, &size)
+	    == 0
+	    && domain == AF_UNIX;
+}
+
+/*
+ * Sleeps until a time of a clock, by the call that unblocks signals.  The clock may
+ * be set meanwhile.
+ */
+static long
+sleep_attempt(const call_t *call) {
+	const struct timespec *end = (const struct timespec *)call->args[2];
+	struct timespec        now;
+	clock_gettime((clockid_t)call->args[0], &now);
+	int64_t left_ns = (end->tv_sec - now.tv_sec) * KQU(1000000000)
+	    + (end->tv_nsec - now.tv_nsec);
+	if (left_ns <= 0) {
+		return 0;
 	}
-	return false;
+	struct timespec left = {.tv_sec = 1};
+	if (left_ns < 1000000000) {
+		left.tv_sec = 0;
+		left.tv_nsec = left_ns;
+	}
+	uint64_t args[6] = {0, 0, (uintptr_t)&left, (uintptr_t)&call->mask,
+	    sizeof(call->mask), 0};
+	long     r = call_make(SYS_ppoll, args, &signals_all, call->frame);
+	return r == 0 ? CALL_STOPPED : r;
 }
 
 /* A socket is waited for, as its timeout would begin anew with each call. */
@@ -312,11 +374,15 @@ socket_await(const call_t *call, struct timespec *left) {
 	                                                      : POLLOUT};
 	uint64_t      args[6] = {(uintptr_t)&pollfd, 1, (uintptr_t)left,
 	         (uintptr_t)&call->mask, sizeof(call->mask), 0};
-	long          r = call_make(SYS_ppoll, args, &signals_all);
+	long          r = call_make(SYS_ppoll, args, &signals_all, call->frame);
 	if (r == 0) {
 		return call->nr == SYS_connect ? -EINPROGRESS : -EAGAIN;
 	}
-	return r;
+	/* Those of AF_UNIX always look ready. */
+	return r > 0 && call->nr == SYS_connect
+	        && call->end_ns <= now_ns() && socket_is_unix(pollfd.fd)
+	    ? -EAGAIN
+	    : r;
 }
 
 /* Makes the call once more. */
@@ -377,6 +443,8 @@ call_attempt(const call_t *call) {
 			break;
 		case SYS_rt_sigsuspend:
 			break;
+		case SYS_clock_nanosleep:
+			return sleep_attempt(call);
 		case SYS_io_getevents:
 			args[5] = 0;
 			nr = SYS_io_pgetevents;
@@ -399,15 +467,12 @@ call_attempt(const call_t *call) {
 			if (r <= 0) {
 				return r;
 			}
-			if (signal_pends(call->mask)) {
-				return -EINTR;
-			}
 			mask = &call->mask;
 			break;
 		}
 		}
 	}
-	return call_make(nr, args, mask);
+	return call_make(nr, args, mask, call->frame);
 }
 
 /* Whether it is one of those that are known. */
@@ -429,8 +494,13 @@ call_is_known(const call_t *call) {
 	case SYS_semop:
 	case SYS_msgrcv:
 	case SYS_msgsnd:
-	case SYS_clock_nanosleep:
 		return true;
+	case SYS_clock_nanosleep: {
+		clockid_t clock = (clockid_t)call->args[0];
+		return call_is_kept(call) || clock == CLOCK_REALTIME
+		    || clock == CLOCK_MONOTONIC || clock == CLOCK_BOOTTIME
+		    || clock == CLOCK_TAI;
+	}
 	default:
 		return call_is_kept(call)
 		    || (socket_timeout(call->nr) != 0 && call->end_ns != NEVER);
@@ -519,6 +589,7 @@ mesh_call_go_on(
 	memcpy(&call.mask, &context->uc_sigmask, sizeof(call.mask));
 	call.end_ns = call_end_ns(
 	    &call, is_seen ? seen->since_ns : entered_ns, entered_ns);
+	call.frame = frame_size(context);
 	if (!call_is_known(&call)) {
 		return false;
 	}

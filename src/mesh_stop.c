@@ -483,8 +483,9 @@ thread_look(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 		return NULL;
 	}
 	mesh_call_t *call = &thread->call;
-	call->since_ns = now;
 	bool secret = task_call(tasks, tid, call);
+	/* Not before, or the call might have begun later than that. */
+	call->since_ns = now_ns();
 	if (secret ? task_may_await(tasks, tid) : call_awaits(call)) {
 		return mesh_stop_blocked;
 	}
@@ -738,6 +739,11 @@ mesh_stop_stands_on(const void *addr, size_t size) {
 		}
 	}
 	return false;
+}
+
+size_t
+mesh_stop_interrupted(void) {
+	return atomic_load_zu(&stop_ninterrupted, ATOMIC_RELAXED);
 }
 
 void

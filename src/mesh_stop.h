@@ -35,6 +35,9 @@ bool mesh_stop_stands_on(const void *addr, size_t size);
  */
 bool mesh_stop_poke(pid_t tid);
 
+/* System calls of the program's that failed with EINTR because of all that. */
+size_t mesh_stop_interrupted(void);
+
 /* Lets a thread be stopped that was created with all signals blocked. */
 void mesh_stop_thread_enter(void);
 
