@@ -49,6 +49,7 @@
  *     mesh_barrier  mesh_splice    keep writers away; copy, splice, un-splice
  *         |         |
  *     mesh_stop     |              stop the world, one of the barriers
+ *     mesh_call     |              go on with the calls that it interrupts
  *     mesh_store ---'              the memfd, its windows and generations
  *
  *     mesh_fork, mesh_view         fork: private views, made lazily, of the ranges
@@ -71,6 +72,7 @@
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_splice.h"
+#include "jemalloc/internal/mesh_stop.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
 
@@ -155,6 +157,7 @@ mesh_global_stats_read(mesh_global_stats_t *dst) {
 	dst->max_maps = mesh_splice_maps_max();
 	dst->store = mesh_store_bytes();
 	dst->generation = mesh_store_generation();
+	dst->interrupted = mesh_stop_interrupted();
 	dst->barrier = mesh_barrier_names[mesh_barrier_get()];
 	dst->barrier_reason = mesh_barrier_reason();
 	const char *refused = mesh_pass_refused();

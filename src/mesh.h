@@ -176,6 +176,8 @@ struct mesh_global_stats_s {
 	size_t store;
 	/* Number of times that fork froze the store. */
 	size_t generation;
+	/* Calls of the program's that ended with EINTR by our doing. */
+	size_t interrupted;
 	/* Barrier in use, and why it is not the first choice, "" if it is. */
 	const char *barrier;
 	const char *barrier_reason;

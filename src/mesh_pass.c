@@ -585,7 +585,9 @@ pass_bin(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 				scan.refused = true;
 			}
 		} while (!pass_scan_step(tsdn, &scan, SLICE_NS_MAX));
-		again = scan.refused && scan.why == mesh_stop_blocked
+		again = scan.refused
+		    && (scan.why == mesh_stop_blocked
+		        || scan.why == mesh_stop_timed)
 		    && *busy_ms > 0;
 		if (again) {
 			(*busy_ms)--;

@@ -40,6 +40,7 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_call.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_stop.h"
 
@@ -52,8 +53,11 @@
 
 #define TASKS "/proc/self/task"
 
-/* Threads that can be stopped; with more, nothing is meshed. */
-#define STOP_LG_THREADS 11
+/*
+ * Threads that can be stopped; with more, nothing is meshed.  Costs no memory
+ * before there are so many.
+ */
+#define STOP_LG_THREADS 15
 #define STOP_THREADS_MAX (1U << STOP_LG_THREADS)
 #define INDEX_LG_SIZE (STOP_LG_THREADS + 1)
 #define INDEX_SIZE (1U << INDEX_LG_SIZE)
@@ -67,8 +71,8 @@
 /* Time until the next look at who does not answer: doubles each time. */
 #define STOP_POLL_NS_MIN UINT64_C(200000)
 #define STOP_POLL_NS_MAX UINT64_C(4000000)
-/* That a thread can be sent the signal holds for so long. */
-#define STOP_CHECK_NS UINT64_C(10000000)
+/* So late a call with a timeout may end because of us. */
+#define STOP_LATE_NS UINT64_C(50000000)
 
 typedef struct stop_thread_s stop_thread_t;
 struct stop_thread_s {
@@ -78,10 +82,21 @@ struct stop_thread_s {
 	atomic_zu_t  sp;
 	/* The epoch that it was last signalled in. */
 	uint32_t signalled;
-	/* When it was last looked at, and what it did then. */
-	uint64_t checked_ns;
-	bool     ended;
-	bool     running;
+	/*
+	 * When it was last looked at, and how long it had run in all.  As long as
+	 * that is the same the thread is where it was.
+	 */
+	uint64_t looked_ns;
+	uint64_t ran_ns;
+	/* Why it must not be sent the signal, or NULL. */
+	const char *why;
+	bool        asleep;
+	bool        ended;
+	/*
+	 * The call in which it is asleep.  Its handler reads that after it was
+	 * parked, when nobody writes any more.
+	 */
+	mesh_call_t call;
 };
 
 static const int stop_candidates[] = {SIGURG, SIGWINCH};
@@ -102,8 +117,13 @@ static atomic_b_t stop_awaits_inside;
 static atomic_u32_t stop_nparked;
 static atomic_u32_t stop_nwanted;
 
+/* Calls of the program's that ended with EINTR because of us. */
+static atomic_zu_t stop_ninterrupted;
+
 static stop_thread_t stop_threads[STOP_THREADS_MAX];
 static unsigned      stop_nthreads;
+/* When all were looked at; what is not there began later. */
+static uint64_t stop_looked_ns;
 /* Finds a thread by its tid: its place in stop_threads plus one. */
 static atomic_u32_t stop_index[INDEX_SIZE];
 
@@ -117,6 +137,8 @@ static const char stop_no_signal[] =
     "SIGWINCH";
 const char mesh_stop_blocked[] =
     "a thread blocks the signal that stops it, SIGURG or SIGWINCH";
+const char mesh_stop_timed[] =
+    "a thread waits for a time that began nobody knows when";
 
 /******************************************************************************/
 /* The stopped side. */
@@ -162,11 +184,13 @@ signals_block(uint64_t *old) {
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, old, sizeof(all));
 }
 
-static void
+/* Returns what the thread was seen in before. */
+static mesh_call_t
 handler_park(uint32_t epoch) {
+	mesh_call_t    seen = {.nr = -1};
 	stop_thread_t *self = thread_find((uint32_t)syscall(SYS_gettid));
 	if (self == NULL) {
-		return;
+		return seen;
 	}
 	/* Returning from the handler sets back what the thread had blocked. */
 	uint64_t old;
@@ -180,21 +204,29 @@ handler_park(uint32_t epoch) {
 	while (atomic_load_u32(&stop_epoch, ATOMIC_ACQUIRE) == epoch) {
 		futex_wait(&stop_epoch, epoch, 0);
 	}
+	return self->call;
 }
 
 static void
-handler(int signum) {
+handler(int signum, siginfo_t *info, void *context) {
 	(void)signum;
-	int saved_errno = get_errno();
+	(void)info;
+	int         saved_errno = get_errno();
+	uint64_t    entered_ns = now_ns();
+	mesh_call_t seen = {.nr = -1};
 	atomic_fetch_add_u32(&stop_inside, 1, ATOMIC_SEQ_CST);
 	/* Nobody changes the table while this is odd and somebody inside. */
 	uint32_t epoch = atomic_load_u32(&stop_epoch, ATOMIC_SEQ_CST);
 	if (epoch % 2 != 0) {
-		handler_park(epoch);
+		seen = handler_park(epoch);
 	}
 	if (atomic_fetch_sub_u32(&stop_inside, 1, ATOMIC_SEQ_CST) == 1
 	    && atomic_load_b(&stop_awaits_inside, ATOMIC_SEQ_CST)) {
 		futex_wake(&stop_inside, 1);
+	}
+	mesh_call_return(context);
+	if (!mesh_call_go_on(context, &seen, entered_ns)) {
+		atomic_fetch_add_zu(&stop_ninterrupted, 1, ATOMIC_RELAXED);
 	}
 	set_errno(saved_errno);
 }
@@ -206,20 +238,21 @@ static bool
 signal_is_ours(int signum) {
 	struct sigaction action;
 	return sigaction(signum, NULL, &action) == 0
-	    && action.sa_handler == handler;
+	    && action.sa_sigaction == handler;
 }
 
 /* Takes a signal unless the program does anything with it. */
 static bool
 signal_take(int signum) {
 	struct sigaction old,
-	    ours = {.sa_handler = handler, .sa_flags = SA_RESTART | SA_ONSTACK};
+	    ours = {.sa_sigaction = handler,
+	        .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
 	sigfillset(&ours.sa_mask);
 	if (sigaction(signum, NULL, &old) != 0 || old.sa_handler != SIG_DFL
 	    || sigaction(signum, &ours, &old) != 0) {
 		return false;
 	}
-	if (old.sa_handler != SIG_DFL && old.sa_handler != handler) {
+	if (old.sa_handler != SIG_DFL && old.sa_sigaction != handler) {
 		/* It came between. */
 		sigaction(signum, &old, NULL);
 		return false;
@@ -252,6 +285,7 @@ signal_choose(void) {
 static void
 threads_forget(void) {
 	stop_nthreads = 0;
+	stop_looked_ns = 0;
 	memset(stop_index, 0, sizeof(stop_index));
 }
 
@@ -265,6 +299,7 @@ thread_get(uint32_t tid) {
 	thread = &stop_threads[stop_nthreads++];
 	memset(thread, 0, sizeof(*thread));
 	atomic_store_u32(&thread->tid, tid, ATOMIC_RELAXED);
+	thread->looked_ns = stop_looked_ns;
 	unsigned i = index_first(tid);
 	while (atomic_load_u32(&stop_index[i], ATOMIC_RELAXED) != 0) {
 		i = (i + 1) % INDEX_SIZE;
@@ -345,27 +380,6 @@ signal_in(uint64_t set) {
 	return (set >> (stop_signum - 1)) % 2 != 0;
 }
 
-/*
- * Whether a thread waits in sigwait(3) for our signal among others: it would
- * take it for the program's.
- */
-static bool
-thread_awaits(const tasks_t *tasks, uint32_t tid) {
-	const char *text = task_read(tasks, tid, "syscall");
-	char       *end;
-	uint64_t    set;
-	if (text == NULL
-	    || malloc_strtoumax(text, &end, 10) != SYS_rt_sigtimedwait) {
-		return false;
-	}
-	struct iovec from = {
-	    (void *)(uintptr_t)malloc_strtoumax(end, NULL, 16), sizeof(set)};
-	struct iovec to = {&set, sizeof(set)};
-	return process_vm_readv(getpid(), &to, 1, &from, 1, 0)
-	    == (ssize_t)sizeof(set)
-	    && signal_in(set);
-}
-
 /* What a thread does, and the signals that it blocks; true if not to be had. */
 static bool
 task_stat(const tasks_t *tasks, uint32_t tid, char *state, uint64_t *blocked) {
@@ -386,61 +400,152 @@ task_stat(const tasks_t *tasks, uint32_t tid, char *state, uint64_t *blocked) {
 	return false;
 }
 
-/* Whether the thread keeps our signal, or takes it for the program's. */
+/* The system call that a thread is asleep in; true if that is not told. */
 static bool
-thread_takes(const tasks_t *tasks, uint32_t tid, char state, uint64_t blocked) {
-	return signal_in(blocked)
-	    || (state == 'S' && thread_awaits(tasks, tid));
+task_call(const tasks_t *tasks, uint32_t tid, mesh_call_t *call) {
+	const char *text = task_read(tasks, tid, "syscall");
+	call->nr = -1;
+	/* "running", or "-1" for a page fault, or all that is known. */
+	if (text == NULL || text[0] < '0' || text[0] > '9') {
+		return text == NULL;
+	}
+	char    *at;
+	long     nr = (long)malloc_strtoumax(text, &at, 10);
+	for (unsigned i = 0; i < 6; i++) {
+		call->args[i] = malloc_strtoumax(at, &at, 16);
+	}
+	call->sp = malloc_strtoumax(at, &at, 16);
+	call->pc = malloc_strtoumax(at, &at, 16);
+	call->nr = nr;
+	return false;
+}
+
+/*
+ * Whether a thread waits in sigwait(3) for our signal among others: it would
+ * take it for the program's.
+ */
+static bool
+call_awaits(const mesh_call_t *call) {
+	uint64_t     set;
+	struct iovec from = {(void *)(uintptr_t)call->args[0], sizeof(set)};
+	struct iovec to = {&set, sizeof(set)};
+	return call->nr == SYS_rt_sigtimedwait
+	    && process_vm_readv(getpid(), &to, 1, &from, 1, 0)
+	        == (ssize_t)sizeof(set)
+	    && signal_in(set);
+}
+
+/*
+ * The same of a process that may not read its own calls, as it has changed its
+ * user.  Where it sleeps the kernel tells even then, or "0" if it tells nobody.
+ */
+static bool
+task_may_await(const tasks_t *tasks, uint32_t tid) {
+	const char *text = task_read(tasks, tid, "wchan");
+	return text == NULL || strcmp(text, "0") == 0
+	    || strstr(text, "sigtimedwait") != NULL;
+}
+
+/* How long a thread has run in all, or 0. */
+static uint64_t
+thread_ran_ns(uint32_t tid) {
+	struct timespec ts;
+	/* The clock of a thread, see CPUCLOCK_PERTHREAD_MASK of the kernel. */
+	return clock_gettime((clockid_t)(~tid << 3 | 6), &ts) != 0
+	    ? 0
+	    : (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
+}
+
+/* Finds out where a thread is, that has moved. */
+static const char *
+thread_look(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
+	uint32_t tid = atomic_load_u32(&thread->tid, ATOMIC_RELAXED);
+	uint64_t last_ns = thread->looked_ns;
+	char     state;
+	uint64_t blocked;
+	thread->looked_ns = now;
+	thread->asleep = false;
+	thread->ended = false;
+	thread->call.nr = -1;
+	if (task_stat(tasks, tid, &state, &blocked)) {
+		return NULL;
+	}
+	thread->asleep = (state != 'R');
+	/* A first thread that has ended stays there until the process ends. */
+	thread->ended = (state == 'Z' || state == 'X');
+	if (thread->ended) {
+		return NULL;
+	}
+	if (signal_in(blocked)) {
+		return mesh_stop_blocked;
+	}
+	if (!thread->asleep) {
+		return NULL;
+	}
+	mesh_call_t *call = &thread->call;
+	bool secret = task_call(tasks, tid, call);
+	/* Not before, or the call might have begun later than that. */
+	call->since_ns = now_ns();
+	if (secret ? task_may_await(tasks, tid) : call_awaits(call)) {
+		return mesh_stop_blocked;
+	}
+	/* Of our own calls we know how much is left. */
+	return now - last_ns > STOP_LATE_NS && mesh_call_is_timed(call)
+	        && !mesh_call_is_ours(call->pc)
+	    ? mesh_stop_timed
+	    : NULL;
+}
+
+/* Looks whether a thread that was sent the signal has ended, or runs. */
+static bool
+thread_runs(const tasks_t *tasks, stop_thread_t *thread) {
+	char     state;
+	uint64_t blocked;
+	if (task_stat(tasks, atomic_load_u32(&thread->tid, ATOMIC_RELAXED),
+	        &state, &blocked)) {
+		return true;
+	}
+	thread->ended = (state == 'Z' || state == 'X');
+	return state == 'R';
 }
 
 /* Returns the reason why the thread must not be sent the signal, or NULL. */
 static const char *
 thread_check(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
-	uint32_t tid = atomic_load_u32(&thread->tid, ATOMIC_RELAXED);
-	thread->checked_ns = now;
-	thread->ended = false;
-	thread->running = true;
-	char     state;
-	uint64_t blocked;
-	if (task_stat(tasks, tid, &state, &blocked)) {
-		return NULL;
+	uint64_t ran_ns = thread_ran_ns(
+	    atomic_load_u32(&thread->tid, ATOMIC_RELAXED));
+	if (ran_ns == 0 || ran_ns != thread->ran_ns || !thread->asleep) {
+		/* Before the look: if it runs meanwhile that is seen next time. */
+		thread->ran_ns = ran_ns;
+		thread->why = thread_look(tasks, thread, now);
+	} else {
+		thread->looked_ns = now;
 	}
-	/* A first thread that has ended stays there until the process ends. */
-	thread->ended = (state == 'Z' || state == 'X');
-	thread->running = (state == 'R');
-	if (!thread->ended && thread_takes(tasks, tid, state, blocked)) {
-		thread->checked_ns = 0;
-		return mesh_stop_blocked;
-	}
-	return NULL;
-}
-
-static bool
-thread_check_due(const stop_thread_t *thread, uint64_t now) {
-	return thread->ended || now - thread->checked_ns >= STOP_CHECK_NS;
+	return thread->why;
 }
 
 /******************************************************************************/
 /* The stopping side. */
 
-/* Looks at each thread that was not looked at lately, and disturbs none. */
+/* Looks at each thread, and disturbs none. */
 static const char *
 world_check(tasks_t *tasks, uint32_t self) {
-	uint64_t now = now_ns();
+	const char *why = NULL;
+	uint64_t    now = now_ns();
 	tasks_rewind(tasks);
 	for (uint32_t tid; (tid = tasks_next(tasks, self)) != 0;) {
 		stop_thread_t *thread = thread_get(tid);
 		if (thread == NULL) {
 			return stop_no_memory;
 		}
-		if (thread_check_due(thread, now)) {
-			const char *why = thread_check(tasks, thread, now);
-			if (why != NULL) {
-				return why;
-			}
-		}
+		const char *refusal = thread_check(tasks, thread, now);
+		why = why != NULL ? why : refusal;
 	}
-	return tasks->size < 0 ? stop_no_tasks : NULL;
+	if (tasks->size < 0) {
+		return stop_no_tasks;
+	}
+	stop_looked_ns = now;
+	return why;
 }
 
 /*
@@ -465,20 +570,22 @@ world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, unsigned *nmissing,
 			continue;
 		}
 		bool signalled = (thread->signalled == epoch);
-		if (signalled || thread_check_due(thread, now)) {
+		if (signalled) {
+			/* What it was seen in before is for its handler. */
+			bool runs = thread_runs(tasks, thread);
+			/* Unless it has parked since. */
+			*stuck |= !thread->ended && !runs
+			    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
+			        != epoch;
+		} else {
 			const char *why = thread_check(tasks, thread, now);
-			/* On its way to be parked it blocks all signals. */
-			if (why != NULL && !signalled) {
+			if (why != NULL) {
 				return why;
 			}
 		}
 		if (thread->ended) {
 			continue;
 		}
-		/* Unless it has parked since. */
-		*stuck |= signalled && !thread->running
-		    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
-		        != epoch;
 		(*nmissing)++;
 		if (!signalled) {
 			thread->signalled = epoch;
@@ -562,17 +669,10 @@ tasks_open(void) {
 static bool
 setxid_poke(pid_t tid) {
 #ifdef __GLIBC__
-	/* The kernel's own struct: libc refuses to tell of this signal. */
-	struct {
-		uintptr_t handler;
-		uint64_t  rest[3];
-	} action;
 	siginfo_t info = {
 	    .si_signo = SIGNAL_SETXID, .si_code = SI_QUEUE, .si_pid = getpid()};
-	return syscall(SYS_rt_sigaction, SIGNAL_SETXID, NULL, &action,
-	           sizeof(uint64_t))
-	    != 0
-	    || action.handler <= (uintptr_t)SIG_IGN /* SIG_DFL would kill. */
+	/* Its default would kill. */
+	return !mesh_call_signal_handled(SIGNAL_SETXID)
 	    || syscall(SYS_rt_tgsigqueueinfo, getpid(), tid, SIGNAL_SETXID,
 	           &info)
 	    != 0;
@@ -588,11 +688,9 @@ mesh_stop_poke(pid_t tid) {
 	if (tasks.fd == -1) {
 		return setxid_poke(tid);
 	}
-	char     state;
-	uint64_t blocked;
-	bool     takes =
-	    task_stat(&tasks, (uint32_t)tid, &state, &blocked)
-	    || thread_takes(&tasks, (uint32_t)tid, state, blocked);
+	stop_thread_t thread = {.why = NULL};
+	atomic_store_u32(&thread.tid, (uint32_t)tid, ATOMIC_RELAXED);
+	bool takes = thread_look(&tasks, &thread, now_ns()) == mesh_stop_blocked;
 	malloc_close(tasks.fd);
 	return takes ? setxid_poke(tid)
 	             : syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
@@ -641,6 +739,11 @@ mesh_stop_stands_on(const void *addr, size_t size) {
 		}
 	}
 	return false;
+}
+
+size_t
+mesh_stop_interrupted(void) {
+	return atomic_load_zu(&stop_ninterrupted, ATOMIC_RELAXED);
 }
 
 void

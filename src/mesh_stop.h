@@ -19,6 +19,8 @@ const char *mesh_stop_world(void);
 void        mesh_stop_resume(void);
 /* The one of those reasons that is often gone soon: threads begin that way. */
 extern const char mesh_stop_blocked[];
+/* And one that is gone once that thread has woken. */
+extern const char mesh_stop_timed[];
 
 /*
  * Whether the world stands on a stack in this range: its owner may write there
@@ -32,6 +34,9 @@ bool mesh_stop_stands_on(const void *addr, size_t size);
  * Returns true if there is no signal for that.
  */
 bool mesh_stop_poke(pid_t tid);
+
+/* System calls of the program's that failed with EINTR because of all that. */
+size_t mesh_stop_interrupted(void);
 
 /* Lets a thread be stopped that was created with all signals blocked. */
 void mesh_stop_thread_enter(void);

@@ -86,7 +86,7 @@ mesh_print(void) {
 	static const char *const numbers[] = {"npasses", "nmeshes", "nrefused",
 	    "time_ns", "time_max_ns", "groups", "followers", "saved",
 	    "saved_max", "withheld", "packed", "mappings", "max_maps", "store",
-	    "generation"};
+	    "generation", "interrupted"};
 	if (!mesh_built()) {
 		printf("null");
 		return;

@@ -180,6 +180,18 @@ case_sigwait(void) {
 	sigwait_step("one", NULL);
 }
 
+/* The same of a process that gives up root: then it may not read its own calls. */
+static void
+case_secret(void) {
+	const uid_t nobody = 65534;
+	if (setresgid(nobody, nobody, nobody) != 0
+	    || setresuid(nobody, nobody, nobody) != 0) {
+		die("setresuid");
+	}
+	case_sigwait();
+	step("then");
+}
+
 /* A thread is there that has nothing to do with signals. */
 static void *
 idle_main(void *arg) {
@@ -596,6 +608,7 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } cases[] = {{"block", case_block}, {"sigwait", case_sigwait},
+    {"secret", case_secret},
     {"take", case_take}, {"leave", case_leave}, {"restart", case_restart},
     {"breed", case_breed}, {"orphan", case_orphan},
     {"coroutines", case_coroutines}, {"altstacks", case_altstacks},

@@ -46,6 +46,15 @@ def test_thread_in_sigwait(case):
     assert meshed(result["one"]) and result["caught"] == 0, result
 
 
+def test_thread_in_sigwait_of_another_user(case):
+    """The same where the process may not read its own calls any more."""
+    result = case("secret")
+    assert meshed(result["free"]), result
+    assert refused(result["all"], "blocks the signal"), result
+    assert refused(result["one"], "blocks the signal"), result
+    assert meshed(result["then"]) and result["caught"] == 0, result
+
+
 def test_signal_taken(case):
     """If the program takes the signal the other one is used, then none."""
     result = case("take")
@@ -65,6 +74,25 @@ def test_other_signals(case):
 def test_no_call_is_interrupted(case):
     """read, write, accept, connect, sem_wait, waitpid never fail with EINTR."""
     assert case("restart")["calls"] > 1000
+
+
+@pytest.mark.parametrize("kind", ["time", "timer"])
+@pytest.mark.parametrize("barrier", ["signal", "userfaultfd"])
+def test_waits(program, kind, barrier):
+    """Waits last as long as they shall, and end when the program's signals say so.
+
+    Two calls a thread, or nine, see some hundred stops; more with a longer time.
+    """
+    conf = f"abort_conf:true,mesh:true,mesh_period_ms:0,mesh_barrier:{barrier}"
+    run = program("waits").run(kind, 4, conf=conf)
+    result = run.json
+    assert run.returncode == 0 and result["bad"] == 0, run
+    assert result["mesh"]["nmeshes"] > 0 and result["mesh"]["interrupted"] == 0, run
+    for name, call in result["calls"].items():
+        assert call["n"] > 0, (name, run)
+        assert (call["early"], call["eintr"], call["wrong"], call["missed"]) == (
+            0, 0, 0, 0), (name, run)
+    print("latest:", max(call["latest_ms"] for call in result["calls"].values()), "ms")
 
 
 @pytest.mark.parametrize("lib", ["release", "debug"])

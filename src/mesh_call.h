@@ -1,0 +1,55 @@
+#ifndef JEMALLOC_INTERNAL_MESH_CALL_H
+#define JEMALLOC_INTERNAL_MESH_CALL_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+
+/* What is known of a thread that was seen asleep in a system call. */
+typedef struct mesh_call_s mesh_call_t;
+struct mesh_call_s {
+	/* -1 if it was not in any, or that could not be had. */
+	long      nr;
+	uint64_t  args[6];
+	uintptr_t sp;
+	uintptr_t pc;
+	/* When it had certainly begun. */
+	uint64_t since_ns;
+};
+
+/* Whether there is a handler; libc does not tell for the signals it reserves. */
+static inline bool
+mesh_call_signal_handled(int signum) {
+	/* As the kernel has it: flags, restorer and mask follow. */
+	uintptr_t action[4] = {(uintptr_t)SIG_DFL};
+	return syscall(SYS_rt_sigaction, signum, NULL, action, sizeof(uint64_t))
+	    == 0
+	    && action[0] != (uintptr_t)SIG_DFL
+	    && action[0] != (uintptr_t)SIG_IGN;
+}
+
+/*
+ * Whether it has a time to end, which begins anew when it is made once more, so
+ * that one has to know when it began.
+ */
+bool mesh_call_is_timed(const mesh_call_t *call);
+
+/*
+ * For the handler, last of all: goes on with the call that the signal has
+ * interrupted, if it has.  seen is what the thread was seen in before, or NULL,
+ * and entered_ns the time when the handler began.  While that lasts the handler
+ * may run again, on top.  Returns false if the call has to end with EINTR though
+ * no signal of the program's wants that.
+ */
+bool mesh_call_go_on(
+    ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns);
+
+/* Whether the thread is in a call that another handler goes on with. */
+bool mesh_call_is_ours(uintptr_t pc);
+
+/* For such a handler on top, last of all: does not return if that is so. */
+void mesh_call_return(const ucontext_t *context);
+
+#endif /* JEMALLOC_INTERNAL_MESH_CALL_H */
