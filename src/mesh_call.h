@@ -38,8 +38,8 @@ bool mesh_call_is_timed(const mesh_call_t *call);
 
 /*
  * For the handler, last of all: goes on with the call that the signal has
- * interrupted, if it has.  seen is what the thread was seen in before, or NULL,
- * and entered_ns the time when the handler began.  While that lasts the handler
+ * interrupted, if it has.  seen is what the thread was seen in before, and
+ * entered_ns the time when the handler began.  While that lasts the handler
  * may run again, on top.  Returns false if the call has to end with EINTR though
  * no signal of the program's wants that.
  */
