@@ -68,6 +68,12 @@
 static uintptr_t call_begin;
 static uintptr_t call_end;
 static uintptr_t call_known;
+/*
+ * Code that returns -EINTR to where %rcx says, which is where it is after any
+ * system call.  A stop that comes just after a handler of ours has returned must not
+ * take the EINTR of the program's for its own.
+ */
+static uintptr_t call_eintr;
 
 static const uint64_t signals_all = ~UINT64_C(0);
 
@@ -114,6 +120,8 @@ call_make(
 	    "movq %%r10, %[end]\n\t"
 	    "leaq 3f(%%rip), %%r10\n\t"
 	    "movq %%r10, %[known]\n\t"
+	    "leaq 4f(%%rip), %%r10\n\t"
+	    "movq %%r10, %[eintr_code]\n\t"
 	    "movl $8, %%r10d\n\t"
 	    "movq %%r14, %%r8\n\t"
 	    "notq %%r8\n\t"
@@ -139,10 +147,13 @@ call_make(
 	    "cmpq %%r15, %%r8\n\t"
 	    "jne 3f\n\t"
 	    "movq %[stopped], %%rax\n"
-	    "3:"
+	    "3:\tjmp 5f\n"
+	    "4:\tmovq %[eintr], %%rax\n\t"
+	    "jmp *%%rcx\n"
+	    "5:"
 	    : "+r"(rax), "+r"(rdi), "+r"(rsi), "+r"(rdx),
 	    [begin] "=m"(call_begin), [end] "=m"(call_end),
-	    [known] "=m"(call_known)
+	    [known] "=m"(call_known), [eintr_code] "=m"(call_eintr)
 	    : "r"(rbx), "r"(r12), "r"(r13), "r"(r14), "r"(r15),
 	    [eintr] "i"(-EINTR), [stopped] "i"(CALL_STOPPED)
 	    : "rcx", "r8", "r9", "r10", "r11", "cc", "memory", "xmm0", "xmm1",
@@ -615,11 +626,16 @@ code_load_length(const unsigned char *code, size_t size) {
 /* The number of the call that has just returned; -1 if it cannot be had. */
 static long
 code_number(uintptr_t pc) {
-	/* mov $number, %eax; up to here other registers; syscall */
+	/*
+	 * mov $number, %eax, or xor %eax, %eax; then other registers; syscall
+	 */
 	unsigned char code[32];
 	size_t        size = sizeof(code) - 2;
 	if (code_read(code, pc, sizeof(code))) {
 		return -1;
+	}
+	if (code[size - 2] == 0x31 && code[size - 1] == 0xc0) {
+		return 0;
 	}
 	for (size_t first = size - 5; first < size; first--) {
 		if (code[first] != 0xb8) {
@@ -677,6 +693,11 @@ mesh_call_go_on(
 	} while (r == CALL_STOPPED);
 	call_write_left(&call);
 	regs[REG_RAX] = r;
+	if (r == -EINTR) {
+		regs[REG_RAX] = 0;
+		regs[REG_RCX] = (greg_t)pc;
+		regs[REG_RIP] = (greg_t)call_eintr;
+	}
 	return true;
 }
 
