@@ -671,12 +671,18 @@ mesh_call_go_on(
 	if (regs[REG_RAX] != -EINTR || !code_is_call(pc)) {
 		return true;
 	}
-	bool     is_seen = seen->nr >= 0 && seen->pc == pc
+	bool     is_same = seen->nr >= 0 && seen->pc == pc
 	    && seen->sp == (uintptr_t)regs[REG_RSP];
+	bool     is_seen = is_same && seen->last;
 	uint64_t args[6] = {(uint64_t)regs[REG_RDI], (uint64_t)regs[REG_RSI],
 	    (uint64_t)regs[REG_RDX], (uint64_t)regs[REG_R10],
 	    (uint64_t)regs[REG_R8], (uint64_t)regs[REG_R9]};
 	call_t   call = {.nr = is_seen ? seen->nr : code_number(pc), .args = args};
+	/* Code that makes any call, as syscall(3), has made just this one before. */
+	if (call.nr == -1 && is_same && socket_timeout(seen->nr) == 0
+	    && memcmp(args, seen->args, sizeof(args)) == 0) {
+		call.nr = seen->nr;
+	}
 	memcpy(&call.mask, &context->uc_sigmask, sizeof(call.mask));
 	call.end_ns = call_end_ns(
 	    &call, is_seen ? seen->since_ns : entered_ns, entered_ns);

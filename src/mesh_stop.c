@@ -298,6 +298,7 @@ thread_get(uint32_t tid) {
 	}
 	thread = &stop_threads[stop_nthreads++];
 	memset(thread, 0, sizeof(*thread));
+	thread->call.nr = -1;
 	atomic_store_u32(&thread->tid, tid, ATOMIC_RELAXED);
 	thread->looked_ns = stop_looked_ns;
 	unsigned i = index_first(tid);
@@ -404,7 +405,6 @@ task_stat(const tasks_t *tasks, uint32_t tid, char *state, uint64_t *blocked) {
 static bool
 task_call(const tasks_t *tasks, uint32_t tid, mesh_call_t *call) {
 	const char *text = task_read(tasks, tid, "syscall");
-	call->nr = -1;
 	/* "running", or "-1" for a page fault, or all that is known. */
 	if (text == NULL || text[0] < '0' || text[0] > '9') {
 		return text == NULL;
@@ -417,6 +417,7 @@ task_call(const tasks_t *tasks, uint32_t tid, mesh_call_t *call) {
 	call->sp = malloc_strtoumax(at, &at, 16);
 	call->pc = malloc_strtoumax(at, &at, 16);
 	call->nr = nr;
+	call->last = true;
 	return false;
 }
 
@@ -429,7 +430,7 @@ call_awaits(const mesh_call_t *call) {
 	uint64_t     set;
 	struct iovec from = {(void *)(uintptr_t)call->args[0], sizeof(set)};
 	struct iovec to = {&set, sizeof(set)};
-	return call->nr == SYS_rt_sigtimedwait
+	return call->last && call->nr == SYS_rt_sigtimedwait
 	    && process_vm_readv(getpid(), &to, 1, &from, 1, 0)
 	        == (ssize_t)sizeof(set)
 	    && signal_in(set);
@@ -466,7 +467,7 @@ thread_look(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	thread->looked_ns = now;
 	thread->asleep = false;
 	thread->ended = false;
-	thread->call.nr = -1;
+	thread->call.last = false;
 	if (task_stat(tasks, tid, &state, &blocked)) {
 		return NULL;
 	}
@@ -490,7 +491,8 @@ thread_look(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 		return mesh_stop_blocked;
 	}
 	/* Of our own calls we know how much is left. */
-	return now - last_ns > STOP_LATE_NS && mesh_call_is_timed(call)
+	return call->last && now - last_ns > STOP_LATE_NS
+	        && mesh_call_is_timed(call)
 	        && !mesh_call_is_ours(call->pc)
 	    ? mesh_stop_timed
 	    : NULL;
@@ -688,7 +690,7 @@ mesh_stop_poke(pid_t tid) {
 	if (tasks.fd == -1) {
 		return setxid_poke(tid);
 	}
-	stop_thread_t thread = {.why = NULL};
+	stop_thread_t thread = {.call.nr = -1};
 	atomic_store_u32(&thread.tid, (uint32_t)tid, ATOMIC_RELAXED);
 	bool takes = thread_look(&tasks, &thread, now_ns()) == mesh_stop_blocked;
 	malloc_close(tasks.fd);
