@@ -28,9 +28,11 @@
  * just wakes a handler that returns at once.
  *
  * The handler runs in any thread at any point, so it uses static memory and
- * system calls only.  As after any signal that a program handles, a few system
- * calls return EINTR even with SA_RESTART: poll, epoll_wait, nanosleep and others
- * named in signal(7).
+ * system calls only.  Even with SA_RESTART a few system calls return EINTR after
+ * it: poll, epoll_wait, nanosleep and others named in signal(7).  With these the
+ * handler goes on itself (mesh_call.c), for which the mesher notes beforehand in
+ * which calls the threads are.  A thread that has not run since need not be looked at
+ * again.
  *
  * Called by mesh_barrier under the mesh lock, which guards all that the handler
  * does not use.  Takes no lock.
