@@ -25,6 +25,9 @@
  * just before.  Relative timeouts count from when the mesher first saw the thread
  * in the call.
  *
+ * On x86-64 only: elsewhere registers and frames are others, and those calls end with
+ * EINTR as signal(7) says.
+ *
  * Called by the handler of mesh_stop in any thread at any point: uses the stack
  * and system calls only.
  */
@@ -704,6 +707,33 @@ mesh_call_go_on(
 		regs[REG_RCX] = (greg_t)pc;
 		regs[REG_RIP] = (greg_t)call_eintr;
 	}
+	return true;
+}
+
+#else /* __x86_64__ */
+
+/* The kernel restarts what it does, and the rest ends with EINTR. */
+bool
+mesh_call_is_timed(const mesh_call_t *call) {
+	(void)call;
+	return false;
+}
+
+bool
+mesh_call_is_ours(uintptr_t pc) {
+	(void)pc;
+	return false;
+}
+
+void
+mesh_call_return(const ucontext_t *context) {
+	(void)context;
+}
+
+bool
+mesh_call_go_on(
+    ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns) {
+	(void)context, (void)seen, (void)entered_ns;
 	return true;
 }
 
