@@ -70,6 +70,8 @@
  */
 #define STOP_BUSY_NS UINT64_C(100000000)
 #define STOP_STUCK_NS UINT64_C(5000000)
+/* It is not asked before what it does: to look at many takes a processor, too. */
+#define STOP_ASK_NS UINT64_C(3000000)
 /* Time until the next look at who does not answer: doubles each time. */
 #define STOP_POLL_NS_MIN UINT64_C(200000)
 #define STOP_POLL_NS_MAX UINT64_C(4000000)
@@ -557,9 +559,10 @@ world_check(tasks_t *tasks, uint32_t self) {
  * stuck whether one of them waits for something else than a processor.
  */
 static const char *
-world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, unsigned *nmissing,
-    bool *stuck) {
+world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
+    unsigned *nmissing, bool *stuck) {
 	uint64_t now = now_ns();
+	bool     ask = now - begin >= STOP_ASK_NS;
 	uint32_t nparked = 0;
 	*nmissing = 0;
 	*stuck = false;
@@ -574,14 +577,14 @@ world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, unsigned *nmissing,
 			continue;
 		}
 		bool signalled = (thread->signalled == epoch);
-		if (signalled) {
+		if (signalled && ask) {
 			/* What it was seen in before is for its handler. */
 			bool runs = thread_runs(tasks, thread);
 			/* Unless it has parked since. */
 			*stuck |= !thread->ended && !runs
 			    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
 			        != epoch;
-		} else {
+		} else if (!signalled) {
 			const char *why = thread_check(tasks, thread, now);
 			if (why != NULL) {
 				return why;
@@ -643,7 +646,8 @@ world_park(tasks_t *tasks, uint32_t self) {
 	unsigned nmissing;
 	bool     stuck;
 	while (
-	    (why = world_signal(tasks, self, epoch, &nmissing, &stuck)) == NULL
+	    (why = world_signal(
+	         tasks, self, epoch, begin, &nmissing, &stuck)) == NULL
 	    && nmissing > 0) {
 		if (now_ns() - begin
 		    >= (stuck ? STOP_STUCK_NS : STOP_BUSY_NS)) {
