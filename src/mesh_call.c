@@ -25,6 +25,9 @@
  * just before.  Relative timeouts count from when the mesher first saw the thread
  * in the call.
  *
+ * On x86-64 only: elsewhere registers and frames are others, and those calls end with
+ * EINTR as signal(7) says.
+ *
  * Called by the handler of mesh_stop in any thread at any point: uses the stack
  * and system calls only.
  */
@@ -68,6 +71,12 @@
 static uintptr_t call_begin;
 static uintptr_t call_end;
 static uintptr_t call_known;
+/*
+ * Code that returns -EINTR to where %rcx says, which is where it is after any
+ * system call.  A stop that comes just after a handler of ours has returned must not
+ * take the EINTR of the program's for its own.
+ */
+static uintptr_t call_eintr;
 
 static const uint64_t signals_all = ~UINT64_C(0);
 
@@ -86,7 +95,7 @@ struct call_s {
 /*
  * Blocks the signals of mask only, and makes the call, unless a handler ran
  * meanwhile: its frame, that many bytes below the stack pointer, would have taken
- * the place of a mark.  If none ran, EINTR comes from a signal that turned out to be
+ * the place of a mark.  No register has the mark, as the frame has registers.  If none ran, EINTR comes from a signal that turned out to be
  * ignored, and means CALL_STOPPED, except for what the kernel keeps.
  *
  * Between these labels nothing else is done, and no register is kept but those that
@@ -114,8 +123,12 @@ call_make(
 	    "movq %%r10, %[end]\n\t"
 	    "leaq 3f(%%rip), %%r10\n\t"
 	    "movq %%r10, %[known]\n\t"
+	    "leaq 4f(%%rip), %%r10\n\t"
+	    "movq %%r10, %[eintr_code]\n\t"
 	    "movl $8, %%r10d\n\t"
-	    "movq %%r14, (%%rsp,%%rbx)\n"
+	    "movq %%r14, %%r8\n\t"
+	    "notq %%r8\n\t"
+	    "movq %%r8, (%%rsp,%%rbx)\n"
 	    "1:\tsyscall\n\t"
 	    "movq 0(%%r13), %%rdi\n\t"
 	    "movq 8(%%r13), %%rsi\n\t"
@@ -123,20 +136,27 @@ call_make(
 	    "movq 24(%%r13), %%r10\n\t"
 	    "movq 32(%%r13), %%r8\n\t"
 	    "movq 40(%%r13), %%r9\n\t"
+	    "movq (%%rsp,%%rbx), %%rax\n\t"
+	    "notq %%rax\n\t"
+	    "cmpq %%r14, %%rax\n\t"
 	    "movq %[eintr], %%rax\n\t"
-	    "cmpq %%r14, (%%rsp,%%rbx)\n\t"
 	    "jne 2f\n\t"
 	    "movq %%r12, %%rax\n\t"
 	    "syscall\n"
 	    "2:\tcmpq %[eintr], %%rax\n\t"
 	    "jne 3f\n\t"
-	    "cmpq %%r15, (%%rsp,%%rbx)\n\t"
+	    "movq (%%rsp,%%rbx), %%r8\n\t"
+	    "notq %%r8\n\t"
+	    "cmpq %%r15, %%r8\n\t"
 	    "jne 3f\n\t"
 	    "movq %[stopped], %%rax\n"
-	    "3:"
+	    "3:\tjmp 5f\n"
+	    "4:\tmovq %[eintr], %%rax\n\t"
+	    "jmp *%%rcx\n"
+	    "5:"
 	    : "+r"(rax), "+r"(rdi), "+r"(rsi), "+r"(rdx),
 	    [begin] "=m"(call_begin), [end] "=m"(call_end),
-	    [known] "=m"(call_known)
+	    [known] "=m"(call_known), [eintr_code] "=m"(call_eintr)
 	    : "r"(rbx), "r"(r12), "r"(r13), "r"(r14), "r"(r15),
 	    [eintr] "i"(-EINTR), [stopped] "i"(CALL_STOPPED)
 	    : "rcx", "r8", "r9", "r10", "r11", "cc", "memory", "xmm0", "xmm1",
@@ -161,6 +181,20 @@ frame_size(const ucontext_t *context) {
 bool
 mesh_call_is_ours(uintptr_t pc) {
 	return pc >= call_begin && pc < call_known;
+}
+
+/* Whether a signal but these waits that a handler of the program's is for. */
+static bool
+signal_pends(uint64_t mask) {
+	uint64_t pending = 0;
+	syscall(SYS_rt_sigpending, &pending, sizeof(pending));
+	pending &= ~mask;
+	for (int i = 1; pending != 0; i++, pending >>= 1) {
+		if (pending % 2 != 0 && mesh_call_signal_handled(i)) {
+			return true;
+		}
+	}
+	return false;
 }
 
 void
@@ -467,6 +501,10 @@ call_attempt(const call_t *call) {
 			if (r <= 0) {
 				return r;
 			}
+			/* A stop just after its handler would hide the mark. */
+			if (signal_pends(call->mask)) {
+				return -EINTR;
+			}
 			mask = &call->mask;
 			break;
 		}
@@ -552,17 +590,73 @@ code_read(unsigned char *code, uintptr_t pc, size_t size) {
 	    != (long)size;
 }
 
+/*
+ * The length of an instruction that loads a register other than %rax, as are made
+ * before a call; 0 if it is another one.
+ */
+static size_t
+code_load_length(const unsigned char *code, size_t size) {
+	size_t   at = 0;
+	unsigned rex = 0;
+	if ((code[at] & 0xf0) == 0x40) {
+		rex = code[at++];
+	}
+	if (at + 2 > size) {
+		return 0;
+	}
+	unsigned op = code[at++];
+	if ((op & 0xf8) == 0xb8) {
+		/* mov $imm32, %reg */
+		return (rex & 8) == 0 && ((rex & 1) != 0 || op != 0xb8) ? at + 4
+		                                                        : 0;
+	}
+	unsigned modrm = code[at++];
+	unsigned mod = modrm >> 6;
+	/* xor %reg, %reg and mov %reg, %reg; mov and lea of memory. */
+	bool to_rm = (op == 0x31 || op == 0x89) && mod == 3;
+	if (!to_rm && op != 0x8b && op != 0x8d) {
+		return 0;
+	}
+	unsigned to = to_rm ? (modrm & 7) | (rex & 1) << 3
+	                    : (modrm >> 3 & 7) | (rex & 4) << 1;
+	if (to == 0 || (mod == 0 && (modrm & 7) == 5)) {
+		return 0;
+	}
+	at += mod != 3 && (modrm & 7) == 4;
+	return at + (mod == 1 ? 1 : mod == 2 ? 4 : 0);
+}
+
 /* The number of the call that has just returned; -1 if it cannot be had. */
 static long
 code_number(uintptr_t pc) {
-	/* mov $number, %eax; syscall */
-	unsigned char code[7];
-	int32_t       nr;
-	if (code_read(code, pc, sizeof(code)) || code[0] != 0xb8) {
+	/*
+	 * mov $number, %eax, or xor %eax, %eax; then other registers; syscall
+	 */
+	unsigned char code[32];
+	size_t        size = sizeof(code) - 2;
+	if (code_read(code, pc, sizeof(code))) {
 		return -1;
 	}
-	memcpy(&nr, &code[1], sizeof(nr));
-	return nr;
+	if (code[size - 2] == 0x31 && code[size - 1] == 0xc0) {
+		return 0;
+	}
+	for (size_t first = size - 5; first < size; first--) {
+		if (code[first] != 0xb8) {
+			continue;
+		}
+		size_t at = first + 5;
+		size_t length = 1;
+		while (at < size && length != 0) {
+			length = code_load_length(&code[at], size - at);
+			at += length;
+		}
+		if (at == size) {
+			int32_t nr;
+			memcpy(&nr, &code[first + 1], sizeof(nr));
+			return nr;
+		}
+	}
+	return -1;
 }
 
 static bool
@@ -580,12 +674,18 @@ mesh_call_go_on(
 	if (regs[REG_RAX] != -EINTR || !code_is_call(pc)) {
 		return true;
 	}
-	bool     is_seen = seen != NULL && seen->nr >= 0 && seen->pc == pc
+	bool     is_same = seen->nr >= 0 && seen->pc == pc
 	    && seen->sp == (uintptr_t)regs[REG_RSP];
+	bool     is_seen = is_same && seen->last;
 	uint64_t args[6] = {(uint64_t)regs[REG_RDI], (uint64_t)regs[REG_RSI],
 	    (uint64_t)regs[REG_RDX], (uint64_t)regs[REG_R10],
 	    (uint64_t)regs[REG_R8], (uint64_t)regs[REG_R9]};
 	call_t   call = {.nr = is_seen ? seen->nr : code_number(pc), .args = args};
+	/* Code that makes any call, as syscall(3), has made just this one before. */
+	if (call.nr == -1 && is_same && socket_timeout(seen->nr) == 0
+	    && memcmp(args, seen->args, sizeof(args)) == 0) {
+		call.nr = seen->nr;
+	}
 	memcpy(&call.mask, &context->uc_sigmask, sizeof(call.mask));
 	call.end_ns = call_end_ns(
 	    &call, is_seen ? seen->since_ns : entered_ns, entered_ns);
@@ -602,6 +702,38 @@ mesh_call_go_on(
 	} while (r == CALL_STOPPED);
 	call_write_left(&call);
 	regs[REG_RAX] = r;
+	if (r == -EINTR) {
+		regs[REG_RAX] = 0;
+		regs[REG_RCX] = (greg_t)pc;
+		regs[REG_RIP] = (greg_t)call_eintr;
+	}
+	return true;
+}
+
+#else /* __x86_64__ */
+
+/* The kernel restarts what it does, and the rest ends with EINTR. */
+bool
+mesh_call_is_timed(const mesh_call_t *call) {
+	(void)call;
+	return false;
+}
+
+bool
+mesh_call_is_ours(uintptr_t pc) {
+	(void)pc;
+	return false;
+}
+
+void
+mesh_call_return(const ucontext_t *context) {
+	(void)context;
+}
+
+bool
+mesh_call_go_on(
+    ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns) {
+	(void)context, (void)seen, (void)entered_ns;
 	return true;
 }
 

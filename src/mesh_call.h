@@ -7,11 +7,13 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 
-/* What is known of a thread that was seen asleep in a system call. */
+/* The system call that a thread was seen asleep in. */
 typedef struct mesh_call_s mesh_call_t;
 struct mesh_call_s {
-	/* -1 if it was not in any, or that could not be had. */
-	long      nr;
+	/* -1 if it was never seen in any, or that could not be had. */
+	long nr;
+	/* Whether it was seen there at last, or before. */
+	bool      last;
 	uint64_t  args[6];
 	uintptr_t sp;
 	uintptr_t pc;
@@ -38,8 +40,8 @@ bool mesh_call_is_timed(const mesh_call_t *call);
 
 /*
  * For the handler, last of all: goes on with the call that the signal has
- * interrupted, if it has.  seen is what the thread was seen in before, or NULL,
- * and entered_ns the time when the handler began.  While that lasts the handler
+ * interrupted, if it has.  seen is what the thread was seen in before, and
+ * entered_ns the time when the handler began.  While that lasts the handler
  * may run again, on top.  Returns false if the call has to end with EINTR though
  * no signal of the program's wants that.
  */

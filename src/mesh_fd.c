@@ -45,8 +45,7 @@ thread_is_own(void) {
 	for (size_t i = 0; background_thread_info != NULL
 	     && background_thread_enabled() && i < max_background_threads;
 	     i++) {
-		if (background_thread_info[i].state
-		        == background_thread_started
+		if (background_thread_info[i].state == background_thread_started
 		    && pthread_equal(
 		        background_thread_info[i].thread, pthread_self())) {
 			return true;

@@ -61,8 +61,7 @@ entries_read(const void *addr, size_t size) {
 	return mesh_fd_valid(&pagemap_fd)
 	        && syscall(SYS_pread64, pagemap_fd.fd, pagemap_entries,
 	               n * sizeof(uint64_t),
-	               (off_t)(((uintptr_t)addr >> LG_PAGE)
-	                   * sizeof(uint64_t)))
+	               (off_t)(((uintptr_t)addr >> LG_PAGE) * sizeof(uint64_t)))
 	            == (long)(n * sizeof(uint64_t))
 	    ? n
 	    : 0;
@@ -98,8 +97,8 @@ mesh_pagemap_own_view(const void *addr, size_t size) {
 	uint64_t want = ENTRY_PRESENT | ENTRY_EXCLUSIVE;
 	size_t   n = entries_read(addr, size);
 	size_t   nown = 0;
-	while (nown < n
-	    && (pagemap_entries[nown] & (want | ENTRY_FILE)) == want) {
+	while (
+	    nown < n && (pagemap_entries[nown] & (want | ENTRY_FILE)) == want) {
 		nown++;
 	}
 	return n > 0 && nown == n;

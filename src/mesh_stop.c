@@ -28,9 +28,11 @@
  * just wakes a handler that returns at once.
  *
  * The handler runs in any thread at any point, so it uses static memory and
- * system calls only.  As after any signal that a program handles, a few system
- * calls return EINTR even with SA_RESTART: poll, epoll_wait, nanosleep and others
- * named in signal(7).
+ * system calls only.  Even with SA_RESTART a few system calls return EINTR after
+ * it: poll, epoll_wait, nanosleep and others named in signal(7).  With these the
+ * handler goes on itself (mesh_call.c), for which the mesher notes beforehand in
+ * which calls the threads are.  A thread that has not run since need not be looked at
+ * again.
  *
  * Called by mesh_barrier under the mesh lock, which guards all that the handler
  * does not use.  Takes no lock.
@@ -43,15 +45,12 @@
 #include "jemalloc/internal/mesh_call.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_stop.h"
+#include "jemalloc/internal/mesh_task.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <linux/futex.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-
-#define TASKS "/proc/self/task"
 
 /*
  * Threads that can be stopped; with more, nothing is meshed.  Costs no memory
@@ -68,6 +67,8 @@
  */
 #define STOP_BUSY_NS UINT64_C(100000000)
 #define STOP_STUCK_NS UINT64_C(5000000)
+/* It is not asked before what it does: to look at many takes a processor, too. */
+#define STOP_ASK_NS UINT64_C(3000000)
 /* Time until the next look at who does not answer: doubles each time. */
 #define STOP_POLL_NS_MIN UINT64_C(200000)
 #define STOP_POLL_NS_MAX UINT64_C(4000000)
@@ -131,7 +132,7 @@ static const char stop_no_answer[] =
     "a thread does not answer the signal that stops it";
 static const char stop_no_memory[] =
     "the process has more threads than can be stopped";
-static const char stop_no_tasks[] = TASKS " cannot be read";
+static const char stop_no_tasks[] = MESH_TASKS " cannot be read";
 static const char stop_no_signal[] =
     "the program uses all signals that could stop its threads, SIGURG and "
     "SIGWINCH";
@@ -298,6 +299,7 @@ thread_get(uint32_t tid) {
 	}
 	thread = &stop_threads[stop_nthreads++];
 	memset(thread, 0, sizeof(*thread));
+	thread->call.nr = -1;
 	atomic_store_u32(&thread->tid, tid, ATOMIC_RELAXED);
 	thread->looked_ns = stop_looked_ns;
 	unsigned i = index_first(tid);
@@ -308,73 +310,6 @@ thread_get(uint32_t tid) {
 	return thread;
 }
 
-/* The directory of threads, read anew from its beginning. */
-typedef struct tasks_s tasks_t;
-struct tasks_s {
-	int    fd;
-	long   size;
-	size_t pos;
-};
-
-/* One at a time, under the mesh lock; stacks may be small. */
-static union {
-	struct dirent64 first;
-	char            bytes[4096];
-} tasks_buf;
-static char task_text[1024];
-
-static void
-tasks_rewind(tasks_t *tasks) {
-	lseek(tasks->fd, 0, SEEK_SET);
-	tasks->size = 0;
-	tasks->pos = 0;
-}
-
-/* The next thread but this one; 0 if there is none, with size < 0 on error. */
-static uint32_t
-tasks_next(tasks_t *tasks, uint32_t self) {
-	while (true) {
-		if (tasks->pos >= (size_t)tasks->size) {
-			tasks->size = syscall(SYS_getdents64, tasks->fd,
-			    tasks_buf.bytes, sizeof(tasks_buf.bytes));
-			tasks->pos = 0;
-			if (tasks->size <= 0) {
-				return 0;
-			}
-		}
-		const struct dirent64 *entry =
-		    (const struct dirent64 *)&tasks_buf.bytes[tasks->pos];
-		tasks->pos += entry->d_reclen;
-		if (entry->d_name[0] == '.') {
-			continue;
-		}
-		uint32_t tid = (uint32_t)malloc_strtoumax(
-		    entry->d_name, NULL, 10);
-		if (tid != self) {
-			return tid;
-		}
-	}
-}
-
-/* A file about a thread, or NULL if it cannot be read. */
-static const char *
-task_read(const tasks_t *tasks, uint32_t tid, const char *name) {
-	char path[32];
-	malloc_snprintf(path, sizeof(path), "%u/%s", tid, name);
-	int fd = (int)syscall(
-	    SYS_openat, tasks->fd, path, O_RDONLY | O_CLOEXEC);
-	if (fd == -1) {
-		return NULL;
-	}
-	ssize_t n = malloc_read_fd(fd, task_text, sizeof(task_text) - 1);
-	malloc_close(fd);
-	if (n <= 0) {
-		return NULL;
-	}
-	task_text[n] = '\0';
-	return task_text;
-}
-
 static bool
 signal_in(uint64_t set) {
 	return (set >> (stop_signum - 1)) % 2 != 0;
@@ -382,9 +317,10 @@ signal_in(uint64_t set) {
 
 /* What a thread does, and the signals that it blocks; true if not to be had. */
 static bool
-task_stat(const tasks_t *tasks, uint32_t tid, char *state, uint64_t *blocked) {
+task_stat(
+    const mesh_tasks_t *tasks, uint32_t tid, char *state, uint64_t *blocked) {
 	/* See proc(5): "tid (name) state" and so on, "blocked" is the 32nd. */
-	const char *text = task_read(tasks, tid, "stat");
+	const char *text = mesh_tasks_read(tasks, tid, "stat");
 	text = text != NULL ? strrchr(text, ')') : NULL;
 	if (text == NULL || text[1] != ' ') {
 		return true;
@@ -402,21 +338,21 @@ task_stat(const tasks_t *tasks, uint32_t tid, char *state, uint64_t *blocked) {
 
 /* The system call that a thread is asleep in; true if that is not told. */
 static bool
-task_call(const tasks_t *tasks, uint32_t tid, mesh_call_t *call) {
-	const char *text = task_read(tasks, tid, "syscall");
-	call->nr = -1;
+task_call(const mesh_tasks_t *tasks, uint32_t tid, mesh_call_t *call) {
+	const char *text = mesh_tasks_read(tasks, tid, "syscall");
 	/* "running", or "-1" for a page fault, or all that is known. */
 	if (text == NULL || text[0] < '0' || text[0] > '9') {
 		return text == NULL;
 	}
-	char    *at;
-	long     nr = (long)malloc_strtoumax(text, &at, 10);
+	char *at;
+	long  nr = (long)malloc_strtoumax(text, &at, 10);
 	for (unsigned i = 0; i < 6; i++) {
 		call->args[i] = malloc_strtoumax(at, &at, 16);
 	}
 	call->sp = malloc_strtoumax(at, &at, 16);
 	call->pc = malloc_strtoumax(at, &at, 16);
 	call->nr = nr;
+	call->last = true;
 	return false;
 }
 
@@ -429,9 +365,9 @@ call_awaits(const mesh_call_t *call) {
 	uint64_t     set;
 	struct iovec from = {(void *)(uintptr_t)call->args[0], sizeof(set)};
 	struct iovec to = {&set, sizeof(set)};
-	return call->nr == SYS_rt_sigtimedwait
+	return call->last && call->nr == SYS_rt_sigtimedwait
 	    && process_vm_readv(getpid(), &to, 1, &from, 1, 0)
-	        == (ssize_t)sizeof(set)
+	    == (ssize_t)sizeof(set)
 	    && signal_in(set);
 }
 
@@ -440,25 +376,15 @@ call_awaits(const mesh_call_t *call) {
  * user.  Where it sleeps the kernel tells even then, or "0" if it tells nobody.
  */
 static bool
-task_may_await(const tasks_t *tasks, uint32_t tid) {
-	const char *text = task_read(tasks, tid, "wchan");
+task_may_await(const mesh_tasks_t *tasks, uint32_t tid) {
+	const char *text = mesh_tasks_read(tasks, tid, "wchan");
 	return text == NULL || strcmp(text, "0") == 0
 	    || strstr(text, "sigtimedwait") != NULL;
 }
 
-/* How long a thread has run in all, or 0. */
-static uint64_t
-thread_ran_ns(uint32_t tid) {
-	struct timespec ts;
-	/* The clock of a thread, see CPUCLOCK_PERTHREAD_MASK of the kernel. */
-	return clock_gettime((clockid_t)(~tid << 3 | 6), &ts) != 0
-	    ? 0
-	    : (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
-}
-
 /* Finds out where a thread is, that has moved. */
 static const char *
-thread_look(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
+thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	uint32_t tid = atomic_load_u32(&thread->tid, ATOMIC_RELAXED);
 	uint64_t last_ns = thread->looked_ns;
 	char     state;
@@ -466,7 +392,7 @@ thread_look(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	thread->looked_ns = now;
 	thread->asleep = false;
 	thread->ended = false;
-	thread->call.nr = -1;
+	thread->call.last = false;
 	if (task_stat(tasks, tid, &state, &blocked)) {
 		return NULL;
 	}
@@ -483,22 +409,22 @@ thread_look(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 		return NULL;
 	}
 	mesh_call_t *call = &thread->call;
-	bool secret = task_call(tasks, tid, call);
+	bool         secret = task_call(tasks, tid, call);
 	/* Not before, or the call might have begun later than that. */
 	call->since_ns = now_ns();
 	if (secret ? task_may_await(tasks, tid) : call_awaits(call)) {
 		return mesh_stop_blocked;
 	}
 	/* Of our own calls we know how much is left. */
-	return now - last_ns > STOP_LATE_NS && mesh_call_is_timed(call)
-	        && !mesh_call_is_ours(call->pc)
+	return call->last && now - last_ns > STOP_LATE_NS
+	        && mesh_call_is_timed(call) && !mesh_call_is_ours(call->pc)
 	    ? mesh_stop_timed
 	    : NULL;
 }
 
 /* Looks whether a thread that was sent the signal has ended, or runs. */
 static bool
-thread_runs(const tasks_t *tasks, stop_thread_t *thread) {
+thread_runs(const mesh_tasks_t *tasks, stop_thread_t *thread) {
 	char     state;
 	uint64_t blocked;
 	if (task_stat(tasks, atomic_load_u32(&thread->tid, ATOMIC_RELAXED),
@@ -511,8 +437,8 @@ thread_runs(const tasks_t *tasks, stop_thread_t *thread) {
 
 /* Returns the reason why the thread must not be sent the signal, or NULL. */
 static const char *
-thread_check(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
-	uint64_t ran_ns = thread_ran_ns(
+thread_check(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
+	uint64_t ran_ns = mesh_tasks_ran_ns(
 	    atomic_load_u32(&thread->tid, ATOMIC_RELAXED));
 	if (ran_ns == 0 || ran_ns != thread->ran_ns || !thread->asleep) {
 		/* Before the look: if it runs meanwhile that is seen next time. */
@@ -529,11 +455,11 @@ thread_check(const tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 
 /* Looks at each thread, and disturbs none. */
 static const char *
-world_check(tasks_t *tasks, uint32_t self) {
+world_check(mesh_tasks_t *tasks, uint32_t self) {
 	const char *why = NULL;
 	uint64_t    now = now_ns();
-	tasks_rewind(tasks);
-	for (uint32_t tid; (tid = tasks_next(tasks, self)) != 0;) {
+	mesh_tasks_rewind(tasks);
+	for (uint32_t tid; (tid = mesh_tasks_next(tasks, self)) != 0;) {
 		stop_thread_t *thread = thread_get(tid);
 		if (thread == NULL) {
 			return stop_no_memory;
@@ -553,14 +479,15 @@ world_check(tasks_t *tasks, uint32_t self) {
  * stuck whether one of them waits for something else than a processor.
  */
 static const char *
-world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, unsigned *nmissing,
-    bool *stuck) {
+world_signal(mesh_tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
+    unsigned *nmissing, bool *stuck) {
 	uint64_t now = now_ns();
+	bool     ask = now - begin >= STOP_ASK_NS;
 	uint32_t nparked = 0;
 	*nmissing = 0;
 	*stuck = false;
-	tasks_rewind(tasks);
-	for (uint32_t tid; (tid = tasks_next(tasks, self)) != 0;) {
+	mesh_tasks_rewind(tasks);
+	for (uint32_t tid; (tid = mesh_tasks_next(tasks, self)) != 0;) {
 		stop_thread_t *thread = thread_get(tid);
 		if (thread == NULL) {
 			return stop_no_memory;
@@ -570,14 +497,14 @@ world_signal(tasks_t *tasks, uint32_t self, uint32_t epoch, unsigned *nmissing,
 			continue;
 		}
 		bool signalled = (thread->signalled == epoch);
-		if (signalled) {
+		if (signalled && ask) {
 			/* What it was seen in before is for its handler. */
 			bool runs = thread_runs(tasks, thread);
 			/* Unless it has parked since. */
 			*stuck |= !thread->ended && !runs
 			    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
 			        != epoch;
-		} else {
+		} else if (!signalled) {
 			const char *why = thread_check(tasks, thread, now);
 			if (why != NULL) {
 				return why;
@@ -625,7 +552,7 @@ world_await_left(void) {
 }
 
 static const char *
-world_park(tasks_t *tasks, uint32_t self) {
+world_park(mesh_tasks_t *tasks, uint32_t self) {
 	const char *why = world_check(tasks, self);
 	if (why != NULL) {
 		return why;
@@ -639,7 +566,8 @@ world_park(tasks_t *tasks, uint32_t self) {
 	unsigned nmissing;
 	bool     stuck;
 	while (
-	    (why = world_signal(tasks, self, epoch, &nmissing, &stuck)) == NULL
+	    (why = world_signal(tasks, self, epoch, begin, &nmissing, &stuck))
+	        == NULL
 	    && nmissing > 0) {
 		if (now_ns() - begin
 		    >= (stuck ? STOP_STUCK_NS : STOP_BUSY_NS)) {
@@ -657,11 +585,6 @@ world_park(tasks_t *tasks, uint32_t self) {
 	return why;
 }
 
-static int
-tasks_open(void) {
-	return malloc_open(TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-}
-
 /*
  * glibc never lets a program block the signal by which it has all threads change
  * their user.  Its handler does nothing unless tgkill(2) sent it.
@@ -673,8 +596,8 @@ setxid_poke(pid_t tid) {
 	    .si_signo = SIGNAL_SETXID, .si_code = SI_QUEUE, .si_pid = getpid()};
 	/* Its default would kill. */
 	return !mesh_call_signal_handled(SIGNAL_SETXID)
-	    || syscall(SYS_rt_tgsigqueueinfo, getpid(), tid, SIGNAL_SETXID,
-	           &info)
+	    || syscall(
+	           SYS_rt_tgsigqueueinfo, getpid(), tid, SIGNAL_SETXID, &info)
 	    != 0;
 #else
 	(void)tid;
@@ -684,14 +607,15 @@ setxid_poke(pid_t tid) {
 
 bool
 mesh_stop_poke(pid_t tid) {
-	tasks_t tasks = {.fd = signal_choose() ? -1 : tasks_open()};
-	if (tasks.fd == -1) {
+	mesh_tasks_t tasks;
+	if (signal_choose() || mesh_tasks_open(&tasks)) {
 		return setxid_poke(tid);
 	}
-	stop_thread_t thread = {.why = NULL};
+	stop_thread_t thread = {.call.nr = -1};
 	atomic_store_u32(&thread.tid, (uint32_t)tid, ATOMIC_RELAXED);
-	bool takes = thread_look(&tasks, &thread, now_ns()) == mesh_stop_blocked;
-	malloc_close(tasks.fd);
+	bool takes = thread_look(&tasks, &thread, now_ns())
+	    == mesh_stop_blocked;
+	mesh_tasks_close(&tasks);
 	return takes ? setxid_poke(tid)
 	             : syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
 }
@@ -711,12 +635,12 @@ mesh_stop_world(void) {
 	if (stop_nthreads > STOP_THREADS_MAX / 2) {
 		threads_forget();
 	}
-	tasks_t tasks = {.fd = tasks_open()};
-	if (tasks.fd == -1) {
+	mesh_tasks_t tasks;
+	if (mesh_tasks_open(&tasks)) {
 		return stop_no_tasks;
 	}
 	const char *why = world_park(&tasks, (uint32_t)syscall(SYS_gettid));
-	malloc_close(tasks.fd);
+	mesh_tasks_close(&tasks);
 	return why;
 }
 
@@ -759,12 +683,12 @@ mesh_stop_thread_enter(void) {
 
 const char *
 mesh_stop_boot(void) {
-	int fd = tasks_open();
-	if (fd == -1) {
-		return "it can stop threads only where " TASKS
+	mesh_tasks_t tasks;
+	if (mesh_tasks_open(&tasks)) {
+		return "it can stop threads only where " MESH_TASKS
 		       " is readable; mount /proc, or permit userfaultfd";
 	}
-	malloc_close(fd);
+	mesh_tasks_close(&tasks);
 	stop_pid = getpid();
 	return NULL;
 }

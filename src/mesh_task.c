@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 /* Stacks may be small. */
 static union {
@@ -46,15 +47,15 @@ mesh_tasks_alone(void) {
 	struct stat st;
 	uint32_t    nown = atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE);
 	/* A directory has two links, and one for each directory in it. */
-	return stat(MESH_TASKS, &st) == 0 && st.st_nlink <= 3 + nown
+	return stat(MESH_TASKS, &st) == 0
+	    && st.st_nlink <= 3 + nown
 	    /* None of ours has begun or ended meanwhile. */
 	    && atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE) == nown;
 }
 
 bool
 mesh_tasks_open(mesh_tasks_t *tasks) {
-	tasks->fd = malloc_open(
-	    MESH_TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	tasks->fd = malloc_open(MESH_TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	tasks->size = 0;
 	tasks->pos = 0;
 	return tasks->fd == -1;
@@ -113,4 +114,13 @@ mesh_tasks_read(const mesh_tasks_t *tasks, uint32_t tid, const char *name) {
 	}
 	task_text[n] = '\0';
 	return task_text;
+}
+
+uint64_t
+mesh_tasks_ran_ns(uint32_t tid) {
+	struct timespec ts;
+	/* The clock of a thread, see CPUCLOCK_PERTHREAD_MASK of the kernel. */
+	return clock_gettime((clockid_t)((~tid << 3) | 6), &ts) != 0
+	    ? 0
+	    : (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
 }

@@ -44,4 +44,10 @@ uint32_t mesh_tasks_next(mesh_tasks_t *tasks, uint32_t self);
 const char *mesh_tasks_read(
     const mesh_tasks_t *tasks, uint32_t tid, const char *name);
 
+/*
+ * How long a thread has run in all, nanoseconds, 0 if it has ended.  As long as that is
+ * the same it is where it was.  No lock needed.
+ */
+uint64_t mesh_tasks_ran_ns(uint32_t tid);
+
 #endif /* JEMALLOC_INTERNAL_MESH_TASK_H */

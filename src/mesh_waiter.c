@@ -50,7 +50,6 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <time.h>
 
 /* What older headers lack. */
 #ifndef FUTEX_LOCK_PI2
@@ -119,8 +118,8 @@ static atomic_u64_t waiters_due_ns;
 /* Fibonacci hashing. */
 static size_t
 note_bit(uintptr_t addr) {
-	return (size_t)(((uint64_t)(addr >> LG_PAGE)
-	                    * UINT64_C(0x9e3779b97f4a7c15))
+	return (
+	    size_t)(((uint64_t)(addr >> LG_PAGE) * UINT64_C(0x9e3779b97f4a7c15))
 	    >> (64 - NOTES_LG_BITS));
 }
 
@@ -160,16 +159,6 @@ notes_take(void) {
 
 /******************************************************************************/
 /* One thread. */
-
-/* CPU time of a thread, nanoseconds, 0 if it has ended (see clock_getcpuclockid). */
-static uint64_t
-thread_cpu_ns(uint32_t tid) {
-	struct timespec ts;
-	clockid_t       clock = (clockid_t)((~tid << 3) | 6);
-	return clock_gettime(clock, &ts) != 0
-	    ? 0
-	    : (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
-}
 
 /* Whether any word of a futex_waitv(2) is noted. */
 static uintptr_t
@@ -260,7 +249,7 @@ waiter_read(
 	}
 	/* Elsewhere than in a system call, as in a page fault. */
 	uintptr_t word = *text == '-' ? 0 : syscall_word(text);
-	if (thread_cpu_ns(waiter->tid) != cpu_ns) {
+	if (mesh_tasks_ran_ns(waiter->tid) != cpu_ns) {
 		/* It has run meanwhile. */
 		return true;
 	}
@@ -272,7 +261,7 @@ waiter_read(
 /* Looks at one thread; fresh: there are new notes. */
 static void
 waiter_look(const mesh_tasks_t *tasks, waiter_t *waiter, bool fresh) {
-	uint64_t cpu_ns = thread_cpu_ns(waiter->tid);
+	uint64_t cpu_ns = mesh_tasks_ran_ns(waiter->tid);
 	bool     any = false;
 	if (waiter->asleep_ns == 0 || cpu_ns != waiter->asleep_ns) {
 		if (waiter_read(tasks, waiter, cpu_ns, &any)) {
@@ -315,8 +304,8 @@ waiters_reserve(void) {
 		memcpy(both, waiters, nwaiters * sizeof(waiter_t));
 	}
 	if (nwaiters_next > 0) {
-		memcpy(&both[max], waiters_next,
-		    nwaiters_next * sizeof(waiter_t));
+		memcpy(
+		    &both[max], waiters_next, nwaiters_next * sizeof(waiter_t));
 	}
 	if (old != NULL) {
 		pages_unmap(old, PAGE_CEILING(size));
@@ -429,8 +418,7 @@ mesh_waiter_look_all(void) {
 	}
 	size_t nlate = waiters_look((uint32_t)syscall(SYS_gettid));
 	for (size_t i = 0; nlate > 0 && i < nwaiters; i++) {
-		if (waiters[i].late
-		    && !mesh_stop_poke((pid_t)waiters[i].tid)) {
+		if (waiters[i].late && !mesh_stop_poke((pid_t)waiters[i].tid)) {
 			waiters[i].late = false;
 			nlate--;
 		}

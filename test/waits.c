@@ -34,6 +34,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define NOBJECTS 65536
@@ -62,7 +63,7 @@ struct waiter_s {
 	sem_t         begun;
 	uint64_t      end_at;
 	int           fd, other, id;
-	atomic_bool   inside;
+	atomic_bool   inside, too_soon;
 	atomic_ullong handled_at;
 	/* What came of it. */
 	unsigned calls, early, eintr, wrong, missed;
@@ -660,18 +661,28 @@ time_main(void *arg) {
 	return NULL;
 }
 
-/* A signal of the program's. */
+/* A signal of the program's: does it come in a call, or has that yet to begin? */
 static void
-handler(int signum) {
-	(void)signum;
-	if (self != NULL && self->inside && self->handled_at == 0) {
-		self->handled_at = now_ns();
+handler(int signum, siginfo_t *info, void *context) {
+	(void)signum, (void)info;
+	if (self == NULL || !self->inside || self->handled_at != 0) {
+		return;
 	}
+#ifdef __x86_64__
+	const ucontext_t    *uc = context;
+	const unsigned char *pc =
+	    (const unsigned char *)uc->uc_mcontext.gregs[REG_RIP];
+	self->too_soon = pc[-2] != 0x0f || pc[-1] != 0x05;
+#else
+	(void)context;
+#endif
+	self->handled_at = now_ns();
 }
 
 static void
 handle(int signum) {
-	struct sigaction action = {.sa_handler = handler};
+	struct sigaction action = {
+	    .sa_sigaction = handler, .sa_flags = SA_SIGINFO};
 	if (sigaction(signum, &action, NULL) != 0) {
 		die("sigaction");
 	}
@@ -723,7 +734,7 @@ timer_main(void *arg) {
 	while (!stop) {
 		unsigned ms = 20 + rng_below(&rng, 20);
 		w->handled_at = 0;
-		w->inside = false;
+		w->too_soon = false;
 		uint64_t at = now_ns() + ms * MS;
 		timer_set(w, timer, ms);
 		w->inside = true;
@@ -733,8 +744,12 @@ timer_main(void *arg) {
 		uint64_t handled_at = w->handled_at;
 		w->inside = false;
 		timer_set(w, timer, 0);
+		if (w->too_soon) {
+			continue;
+		}
 		waiter_late(w, at);
 		w->calls++;
+		w->eintr += err == EINTR && handled_at == 0;
 		w->wrong += r != -1 || err != EINTR;
 		w->missed += now_ns() > at + AGAIN_MS / 2 * MS
 		    && handled_at < at + AGAIN_MS / 2 * MS;
