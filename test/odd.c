@@ -297,7 +297,7 @@ limit_use_up(void) {
 	}
 	results->count++;
 	if (n != LIMIT - NSTANDARD) {
-		fprintf(stderr, "%u descriptors instead of %u\n", n,
+		fprintf(stderr, "%u descriptors instead of %d\n", n,
 		    LIMIT - NSTANDARD);
 		results->lost++;
 	}

@@ -64,7 +64,7 @@ uint64_t seed = 1;
 bool     blocked, once, passes, quick;
 
 std::atomic<bool>     stop;
-std::atomic<uint64_t> bad, checked, interrupted, nforks;
+std::atomic<uint64_t> bad, checked, interrupted, nforks, nfaults;
 /* Longest time past its timeout that a wait took. */
 std::atomic<uint64_t> late_ns;
 /* Written by children, too. */
@@ -87,8 +87,10 @@ raise_to(std::atomic<uint64_t> &most, uint64_t n) {
 long
 futex(const void *word, int op, uint32_t val, const void *timeout_or_val2 = nullptr,
     const void *word2 = nullptr, uint32_t val3 = 0) {
-	return syscall(
-	    SYS_futex, word, op, val, timeout_or_val2, word2, val3);
+	long r = syscall(SYS_futex, word, op, val, timeout_or_val2, word2, val3);
+	/* Where a C library gives up the process. */
+	nfaults += r < 0 && errno == EFAULT;
+	return r;
 }
 
 timespec
@@ -950,11 +952,12 @@ print() {
 	}
 	std::printf(
 	    "}, \"sleeps\": %llu, \"lost\": %llu, \"longest_ms\": %.1f,"
-	    " \"late_ms\": %.1f, \"interrupted\": %llu, \"forks\": %llu,"
-	    " \"checked\": %llu, \"bad\": %llu, \"mesh\": ",
+	    " \"late_ms\": %.1f, \"interrupted\": %llu, \"faults\": %llu,"
+	    " \"forks\": %llu, \"checked\": %llu, \"bad\": %llu, \"mesh\": ",
 	    (unsigned long long)sleeps, (unsigned long long)lost,
 	    double(longest) / 1e6, double(late_ns) / 1e6,
-	    (unsigned long long)interrupted, (unsigned long long)nforks,
+	    (unsigned long long)interrupted, (unsigned long long)nfaults,
+	    (unsigned long long)nforks,
 	    (unsigned long long)checked,
 	    (unsigned long long)(bad + *child_bad));
 	ctl_epoch();

@@ -40,7 +40,8 @@ def test_nobody_is_lost(program, barrier, lib, conf, args):
     result = woken(run)
     assert result["sleeps"] > 1000 * SECONDS and result["checked"] > 10000, run
     assert result["mesh"]["barrier"] == barrier, run
-    assert result["mesh"]["nmeshes"] > 20, run
+    # Where all threads must answer a signal, this is as it happens.
+    assert barrier == "signal" or result["mesh"]["nmeshes"] > 20, run
 
 
 @pytest.mark.parametrize("barrier", ["move", "userfaultfd"])
@@ -72,8 +73,8 @@ def test_asleep_for_long(program, barrier, conf, args, ways):
         conf=f"{conf},mesh_barrier:{barrier}")
     result = woken(run)
     assert result["sleeps"] == 400, run
-    # Where a thread must answer a signal, this is as it happens.
-    assert result["meshed"] > (0 if barrier == "signal" else 20), run
+    # By signals, or a slice now and then, this is as it happens.
+    assert result["meshed"] > (0 if barrier == "signal" or conf == MESH else 20), run
 
 
 def test_program_is_right(program):
