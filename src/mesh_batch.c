@@ -34,6 +34,7 @@
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_batch.h"
 #include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_mutex.h"
 #include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_range.h"
@@ -64,8 +65,8 @@ struct move_s {
 	bool led;
 	bool fresh;
 	/*
-	 * It may not move: it is locked, is not ours alone, what it leaves cannot
-	 * be freed, or its leader has not moved.
+	 * It may not move: it is locked into memory, or has a locked mutex in it, is
+	 * not ours alone, what it leaves cannot be freed, or its leader has not moved.
 	 */
 	bool stuck;
 	/* How far it got. */
@@ -525,22 +526,22 @@ batch_nspans(const batch_t *batch, size_t size) {
 }
 
 /*
- * Whether a private slab is ours alone, and plainly read and written; if not, errno
- * is EBUSY.
+ * Whether a slab must stay what it is, as it is not plainly read and written, or
+ * private and not ours alone; if so, errno is EBUSY.
  */
 static bool
-slab_claim(void *addr, size_t size) {
-	bool moves = (mesh_barrier_get() == mesh_barrier_move);
-	if (!mesh_pagemap_own(addr, size)
+slab_tied(void *addr, size_t size, bool stored) {
+	bool moves = !stored && mesh_barrier_get() == mesh_barrier_move;
+	if ((!stored && !mesh_pagemap_own(addr, size))
 	    /* The kernel itself looks when it moves pages. */
 	    || (!moves && mesh_splice_protected(addr, size))) {
 		set_errno(EBUSY);
-		return false;
+		return true;
 	}
 	if (moves) {
 		mesh_pagemap_claim(addr, size);
 	}
-	return true;
+	return false;
 }
 
 /*
@@ -572,9 +573,9 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 				    /* populate */ false);
 				move->stuck = (move->left == NULL);
 			}
-			if (!move->stuck && !move->stored) {
-				move->stuck = !slab_claim(addr + (j - i) * size,
-				    size);
+			if (!move->stuck) {
+				move->stuck = slab_tied(addr + (j - i) * size,
+				    size, move->stored);
 			}
 			if (move->stuck) {
 				*stuck = mesh_refusal_name(get_errno());
@@ -598,6 +599,19 @@ batch_raise_some(batch_t *batch, unsigned i, unsigned end, size_t size) {
 		batch->moves[i].raised = true;
 	}
 	return false;
+}
+
+/* Leaves those alone that the kernel may write to without waiting. */
+static void
+batch_find_mutexes(const mesh_site_t *site, batch_t *batch) {
+	for (unsigned i = 0; mesh_barrier_is_uffd() && i < batch->nmoves; i++) {
+		move_t     *move = &batch->moves[i];
+		const void *at = move->raised ? (const void *)move->contents
+		                              : edata_addr_get(move->slab);
+		move->stuck = move->stuck
+		    || mesh_mutex_locked(at, move->live, site_nwords(site),
+		        bin_infos[site->binind].reg_size);
+	}
 }
 
 /*
@@ -626,7 +640,7 @@ static void
 batch_copy(const mesh_site_t *site, batch_t *batch) {
 	for (unsigned i = 0; i < batch->nmoves; i++) {
 		move_t *move = &batch->moves[i];
-		if (move->raised) {
+		if (move->raised && !move->stuck) {
 			mesh_splice_copy(move->window, move->contents,
 			    move->live, site_nwords(site),
 			    bin_infos[site->binind].reg_size);
@@ -709,7 +723,10 @@ batch_splice(const mesh_site_t *site, batch_t *batch) {
 	if (why != NULL) {
 		return why;
 	}
+	batch_find_mutexes(site, batch);
 	batch_raise(batch, size, &why);
+	/* Some may have been locked just before. */
+	batch_find_mutexes(site, batch);
 	batch_copy(site, batch);
 	batch_splice_all(batch, size, &why);
 	batch_lower(batch, size);

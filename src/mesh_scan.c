@@ -25,7 +25,6 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
-#include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_pagemap.h"
@@ -286,9 +285,7 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
 	/* Counts the mappings, of which those in limbo may need some. */
 	size_t left;
 	(void)mesh_splice_left(&left);
-	if (mesh_barrier_get() != mesh_barrier_move) {
-		mesh_splice_protected_refresh();
-	}
+	mesh_splice_look();
 	mesh_group_limbo_retry(tsdn, arena, bin);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	/* A hint; the lock is dropped for the memory to list them. */
@@ -437,7 +434,9 @@ scan_look(tsdn_t *tsdn, mesh_scan_t *scan) {
 		if (mesh_group_get(slab) != NULL) {
 			bit_set(scan->stored, i);
 		}
-		if (mesh_group_nfollowers(slab) > 0) {
+		/* Of pages in the store nobody tells whether they are pinned. */
+		if (mesh_group_nfollowers(slab) > 0
+		    || (mesh_group_get(slab) != NULL && mesh_splice_pins())) {
 			bit_set(scan->stays, i);
 		}
 		if (i > 0
@@ -834,8 +833,10 @@ group_run(tsdn_t *tsdn, mesh_scan_t *scan, size_t g) {
 	edata_t *units[MESH_BATCH_UNITS];
 	unsigned n = 0;
 	for (uint32_t i = first; i != MESH_MATCH_END && !scan->refused;) {
-		if (i != leader
-		    && slab_nfollowers(scan->slabs[i]) <= UNIT_FOLLOWERS_MAX) {
+		const edata_t *slab = scan->slabs[i];
+		if (i != leader && slab_nfollowers(slab) <= UNIT_FOLLOWERS_MAX
+		    && (edata_mesh_role_get(slab) == edata_mesh_private
+		        || !mesh_splice_pins())) {
 			units[n++] = scan->slabs[i];
 		}
 		i = mesh_match_next(scan->match, g, i);

@@ -43,9 +43,12 @@ typedef struct span_s span_t;
 struct span_s {
 	uintptr_t begin;
 	uintptr_t end;
+	int       prot;
 };
 static span_t maps_protected[PROTECTED_MAX];
 static size_t maps_nprotected;
+/* What it uses may pin memory. */
+static bool maps_pins;
 
 static size_t maps_max;
 /* Where taking slabs out of the store stops, too. */
@@ -202,22 +205,33 @@ mesh_splice_postfork_child(void) {
 	mesh_fd_drop(&maps_fd);
 }
 
-/* Notes a mapping, from the head of its line: "begin-end rwxp". */
+/* Whether a line is of what devices write to memory by. */
+static bool
+line_pins(const char *line) {
+	return strstr(line, "[io_uring]") != NULL
+	    || strstr(line, "/[aio]") != NULL
+	    || strstr(line, "/dev/infiniband/") != NULL;
+}
+
+/* Takes in a mapping, from its line: "begin-end rwxp" and so on. */
 static void
 maps_line(const char *line) {
 	char     *at;
 	uintptr_t begin = (uintptr_t)malloc_strtoumax(line, &at, 16);
 	uintptr_t end = *at == '-' ? (uintptr_t)malloc_strtoumax(at + 1, &at, 16)
 	                           : 0;
+	maps_pins |= line_pins(line);
 	if (*at != ' ' || memcmp(at + 1, "rw-", 3) == 0
 	    || !mesh_walk_covers(begin, end)) {
 		return;
 	}
+	int prot = (at[1] == 'r' ? PROT_READ : 0)
+	    | (at[2] == 'w' ? PROT_WRITE : 0) | (at[3] == 'x' ? PROT_EXEC : 0);
 	if (maps_nprotected == PROTECTED_MAX) {
 		/* So many that what lies in between counts, too. */
 		maps_protected[PROTECTED_MAX - 1].end = end;
 	} else {
-		maps_protected[maps_nprotected++] = (span_t){begin, end};
+		maps_protected[maps_nprotected++] = (span_t){begin, end, prot};
 	}
 }
 
@@ -229,10 +243,11 @@ maps_count(void) {
 	}
 	/* Stacks may be small; the mesh lock guards these. */
 	static char buf[4096];
-	static char line[64];
+	static char line[128];
 	size_t      lines = 0, length = 0;
 	ssize_t     n;
 	maps_nprotected = 0;
+	maps_pins = false;
 	lseek(maps_fd.fd, 0, SEEK_SET);
 	while ((n = maps_read(buf, sizeof(buf))) > 0) {
 		for (ssize_t i = 0; i < n; i++) {
@@ -282,8 +297,9 @@ maps_recount(void) {
 	return false;
 }
 
-bool
-mesh_splice_protected(const void *addr, size_t size) {
+/* The first protected mapping that a range overlaps, or NULL. */
+static const span_t *
+protected_find(const void *addr, size_t size) {
 	uintptr_t begin = (uintptr_t)addr;
 	size_t    lo = 0, hi = maps_nprotected;
 	while (lo < hi) {
@@ -294,12 +310,30 @@ mesh_splice_protected(const void *addr, size_t size) {
 			hi = mid;
 		}
 	}
-	return lo < maps_nprotected && maps_protected[lo].begin < begin + size;
+	return lo < maps_nprotected && maps_protected[lo].begin < begin + size
+	    ? &maps_protected[lo]
+	    : NULL;
 }
 
 void
-mesh_splice_protected_refresh(void) {
+mesh_splice_look(void) {
 	(void)maps_recount();
+}
+
+bool
+mesh_splice_protected(const void *addr, size_t size) {
+	return protected_find(addr, size) != NULL;
+}
+
+int
+mesh_splice_prot(const void *addr, size_t size) {
+	const span_t *span = protected_find(addr, size);
+	return span != NULL ? span->prot : PROT_READ | PROT_WRITE;
+}
+
+bool
+mesh_splice_pins(void) {
+	return maps_pins;
 }
 
 bool

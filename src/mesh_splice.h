@@ -69,12 +69,17 @@ bool mesh_unsplice_room(void);
  */
 bool mesh_splice_open(void);
 /*
- * Whether some of a range was not plainly readable and writable when the mappings were
- * last counted: the program has protected it, or made it executable.  refresh has
- * them counted, unless that was done just now.  The same lock.
+ * What the list of mappings said when they were last counted; refresh has that done,
+ * unless it was just now.  The same lock.
+ *
+ * protected: some of a range was not plainly readable and writable; prot: as what, the
+ * first of such in it, else the protection of all memory.  pins: the program uses
+ * what has devices write to its memory: io_uring, Linux AIO, RDMA.
  */
+void mesh_splice_look(void);
 bool mesh_splice_protected(const void *addr, size_t size);
-void mesh_splice_protected_refresh(void);
+int  mesh_splice_prot(const void *addr, size_t size);
+bool mesh_splice_pins(void);
 /* A child has mappings of its own; the same lock. */
 void mesh_splice_postfork_child(void);
 

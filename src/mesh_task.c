@@ -42,13 +42,20 @@ mesh_tasks_postfork_child(void) {
 	atomic_store_u32(&tasks_nown, 0, ATOMIC_RELAXED);
 }
 
+size_t
+mesh_tasks_count(void) {
+	struct stat st;
+	/* A directory has two links, and one for each directory in it. */
+	return stat(MESH_TASKS, &st) != 0 || st.st_nlink < 2 ? 0
+	                                                     : st.st_nlink - 2;
+}
+
 bool
 mesh_tasks_alone(void) {
-	struct stat st;
-	uint32_t    nown = atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE);
-	/* A directory has two links, and one for each directory in it. */
-	return stat(MESH_TASKS, &st) == 0
-	    && st.st_nlink <= 3 + nown
+	uint32_t nown = atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE);
+	size_t   n = mesh_tasks_count();
+	return n > 0
+	    && n <= 1 + nown
 	    /* None of ours has begun or ended meanwhile. */
 	    && atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE) == nown;
 }

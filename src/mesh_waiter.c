@@ -82,7 +82,7 @@ struct waiter_s {
 	uint32_t tid;
 	/* It may fall asleep under an old mapping's name. */
 	bool late;
-	/* Its CPU time when it became late, nanoseconds. */
+	/* Its CPU time when that was seen first, nanoseconds, or 0. */
 	uint64_t late_ns;
 	/*
 	 * Its CPU time when it was seen asleep, 0 if it was not, and the word that
@@ -192,17 +192,18 @@ waitv_word(uintptr_t addr, uint64_t n) {
 
 /*
  * The word that a thread sleeps on, from the text of its file "syscall"; 0 if it
- * does not sleep in a shared wait.
+ * does not sleep in a shared wait.  several: it is one of them, as it looks now.
  */
 static uintptr_t
-syscall_word(const char *text) {
+syscall_word(const char *text, bool *several) {
 	char    *end;
 	uint64_t number = malloc_strtoumax(text, &end, 10);
 	uint64_t args[6] = {0};
 	for (size_t i = 0; i < 6 && *end == ' '; i++) {
 		args[i] = malloc_strtoumax(end + 1, &end, 16);
 	}
-	if (number == NR_FUTEX_WAITV) {
+	*several = (number == NR_FUTEX_WAITV);
+	if (*several) {
 		return waitv_word((uintptr_t)args[0], args[1]);
 	}
 	if (number == NR_FUTEX_WAIT) {
@@ -214,6 +215,7 @@ syscall_word(const char *text) {
 	switch (args[1] & FUTEX_CMD_MASK) {
 	case FUTEX_WAIT_REQUEUE_PI:
 		/* It may wait for the second word by now. */
+		*several = true;
 		return (uintptr_t)(noted(notes_now, (uintptr_t)args[4])
 		            || noted(notes_late, (uintptr_t)args[4])
 		        ? args[4]
@@ -248,12 +250,14 @@ waiter_read(
 		return true;
 	}
 	/* Elsewhere than in a system call, as in a page fault. */
-	uintptr_t word = *text == '-' ? 0 : syscall_word(text);
+	bool      several = false;
+	uintptr_t word = *text == '-' ? 0 : syscall_word(text, &several);
 	if (mesh_tasks_ran_ns(waiter->tid) != cpu_ns) {
 		/* It has run meanwhile. */
 		return true;
 	}
-	waiter->asleep_ns = cpu_ns;
+	/* With other notes it may be another one. */
+	waiter->asleep_ns = several ? 0 : cpu_ns;
 	waiter->word = word;
 	return false;
 }
@@ -265,7 +269,7 @@ waiter_look(const mesh_tasks_t *tasks, waiter_t *waiter, bool fresh) {
 	bool     any = false;
 	if (waiter->asleep_ns == 0 || cpu_ns != waiter->asleep_ns) {
 		if (waiter_read(tasks, waiter, cpu_ns, &any)) {
-			if (fresh || !waiter->late) {
+			if (fresh || waiter->late_ns == 0) {
 				waiter->late_ns = cpu_ns;
 			}
 			/* New notes, or old ones that it has had no time for. */
@@ -278,6 +282,7 @@ waiter_look(const mesh_tasks_t *tasks, waiter_t *waiter, bool fresh) {
 	    || (waiter->word != 0
 	        && (noted(notes_now, waiter->word)
 	            || (waiter->late && noted(notes_late, waiter->word))));
+	waiter->late_ns = 0;
 	/* Who cannot be poked now is tried again. */
 	waiter->late = poke && mesh_stop_poke((pid_t)waiter->tid);
 }
@@ -318,10 +323,12 @@ waiters_reserve(void) {
 
 /*
  * Lists the threads anew, with what was known of them.  They keep their order, so
- * that each is found where the one before it was.  Returns true if that failed.
+ * that each is found where the one before it was.  Returns true if that failed, as
+ * it does now and then when threads end meanwhile: the kernel passes some over.
  */
 static bool
-waiters_list(mesh_tasks_t *tasks, uint32_t self, bool fresh) {
+waiters_list(mesh_tasks_t *tasks, uint32_t self) {
+	size_t before = mesh_tasks_count();
 	size_t at = 0;
 	nwaiters_next = 0;
 	for (uint32_t tid; (tid = mesh_tasks_next(tasks, self)) != 0;) {
@@ -337,15 +344,16 @@ waiters_list(mesh_tasks_t *tasks, uint32_t self, bool fresh) {
 			*waiter = waiters[i];
 			at = i + 1;
 		} else {
-			/* A new one may have slept for as long as there are notes. */
-			*waiter = (waiter_t){.tid = tid, .late = !fresh};
+			/* It may have been missed the last time. */
+			*waiter = (waiter_t){.tid = tid, .late = true};
 		}
 	}
 	waiter_t *swap = waiters;
 	waiters = waiters_next;
 	nwaiters = nwaiters_next;
 	waiters_next = swap;
-	return tasks->size < 0;
+	return tasks->size < 0 || before != nwaiters + 1
+	    || mesh_tasks_count() != before;
 }
 
 /* One look.  Returns how many threads are late. */
@@ -360,8 +368,8 @@ waiters_look(uint32_t self) {
 		/* There is nobody to wake anybody. */
 		nwaiters = 0;
 	} else if (!failed) {
-		failed = waiters_list(&tasks, self, fresh);
-		for (size_t i = 0; i < nwaiters && !failed; i++) {
+		failed = waiters_list(&tasks, self);
+		for (size_t i = 0; i < nwaiters; i++) {
 			waiter_t *waiter = &waiters[i];
 			if (fresh || waiter->late) {
 				waiter_look(&tasks, waiter, fresh);
@@ -370,14 +378,8 @@ waiters_look(uint32_t self) {
 		}
 		mesh_tasks_close(&tasks);
 	}
-	if (failed) {
-		/* All of it again, later. */
-		nlate = 1;
-		for (size_t i = 0; i < nwaiters; i++) {
-			waiters[i].late = true;
-			waiters[i].asleep_ns = 0;
-		}
-	}
+	/* Then the notes are kept for those that are seen for the first time. */
+	nlate += failed;
 	for (size_t i = 0; i < NOTES_WORDS; i++) {
 		notes_late[i] = nlate > 0 ? notes_late[i] | notes_now[i] : 0;
 	}
