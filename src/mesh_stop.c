@@ -43,6 +43,7 @@
 #include "jemalloc/internal/mesh_call.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_stop.h"
+#include "jemalloc/internal/mesh_task.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -701,6 +702,11 @@ mesh_stop_world(void) {
 	/* The memory may belong to another process, whose threads are not ours. */
 	if (stop_pid != getpid()) {
 		return "the process was made by other means than fork()";
+	}
+	if (mesh_tasks_single()) {
+		/* And nobody else can make a thread.  No signal is needed. */
+		atomic_fetch_add_u32(&stop_epoch, 1, ATOMIC_SEQ_CST);
+		return NULL;
 	}
 	if (signal_choose()) {
 		return stop_no_signal;

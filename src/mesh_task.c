@@ -41,12 +41,23 @@ mesh_tasks_postfork_child(void) {
 	atomic_store_u32(&tasks_nown, 0, ATOMIC_RELAXED);
 }
 
+/* Whether there are no more than n. */
+static bool
+tasks_at_most(uint32_t n) {
+	struct stat st;
+	/* A directory has two links, and one for each directory in it. */
+	return stat(MESH_TASKS, &st) == 0 && st.st_nlink <= 2 + n;
+}
+
+bool
+mesh_tasks_single(void) {
+	return tasks_at_most(1);
+}
+
 bool
 mesh_tasks_alone(void) {
-	struct stat st;
-	uint32_t    nown = atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE);
-	/* A directory has two links, and one for each directory in it. */
-	return stat(MESH_TASKS, &st) == 0 && st.st_nlink <= 3 + nown
+	uint32_t nown = atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE);
+	return tasks_at_most(1 + nown)
 	    /* None of ours has begun or ended meanwhile. */
 	    && atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE) == nown;
 }

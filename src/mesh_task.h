@@ -10,6 +10,8 @@ void mesh_tasks_own_enter(void);
 void mesh_tasks_own_leave(void);
 /* A child has none of them. */
 void mesh_tasks_postfork_child(void);
+/* Whether the calling thread is the only one of all; no lock needed. */
+bool mesh_tasks_single(void);
 /*
  * Whether the program has one thread only, not counting jemalloc's own.  No if that
  * cannot be told.  Needs no descriptor and no lock.
