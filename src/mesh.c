@@ -37,7 +37,8 @@
  *     background thread, tick, mallctl
  *         |
  *     mesh_pass          when which bin is scanned
- *         |
+ *         |     \
+ *         |      mesh_worker           which thread does it, and when that begins
  *     mesh_scan          finds candidates of a bin, has them matched
  *         |     \   \
  *         |      \   mesh_walk, mesh_purge   slabs by address; pages inside them
@@ -75,36 +76,73 @@
 #include "jemalloc/internal/mesh_stop.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
+#include "jemalloc/internal/mesh_worker.h"
 
 bool opt_mesh = false;
 
-bool mesh_background_thread_named = false;
+/* Why meshing is off for good; NULL if it is not. */
+static atomic_p_t mesh_off;
+/* Whether what meshing takes has been looked up; set under the mesh lock. */
+static atomic_b_t mesh_settled;
 
-/* Why meshing is off for good; NULL if it is on. */
-static const char *mesh_off = "mesh:true was not asked for";
+static void
+off_set(const char *why) {
+	malloc_printf("<jemalloc>: mesh is off: %s.\n", why);
+	atomic_store_p(&mesh_off, (void *)(uintptr_t)why, ATOMIC_RELAXED);
+}
+
+bool
+mesh_is_off(void) {
+	return atomic_load_p(&mesh_off, ATOMIC_RELAXED) != NULL;
+}
+
+bool
+mesh_settle(void) {
+	if (atomic_load_b(&mesh_settled, ATOMIC_RELAXED) || mesh_is_off()) {
+		return mesh_is_off();
+	}
+	const char *why = mesh_barrier_boot();
+	if (why != NULL) {
+		off_set(why);
+		return true;
+	}
+	if (mesh_splice_maps_max() == 0) {
+		mesh_splice_boot();
+	}
+	atomic_store_b(&mesh_settled, true, ATOMIC_RELEASE);
+	return false;
+}
+
+void
+mesh_unsettle(void) {
+	atomic_store_b(&mesh_settled, false, ATOMIC_RELAXED);
+}
 
 bool
 mesh_boot(tsdn_t *tsdn) {
 	if (!opt_mesh) {
 		return false;
 	}
-	mesh_off = opt_hpa
-	    ? "it cannot work with hpa:true; remove one of the two options"
-	    : mesh_barrier_boot();
-	if (mesh_off != NULL) {
-		malloc_printf("<jemalloc>: mesh is off: %s.\n", mesh_off);
+	if (opt_hpa) {
+		off_set("it cannot work with hpa:true; remove one of the two "
+		        "options");
+	} else if (opt_mesh_barrier != mesh_barrier_auto
+	    || opt_background_thread) {
+		/*
+		 * What is asked for by name shall not be missed later; and
+		 * background threads need to know.
+		 */
+		(void)mesh_settle();
+	}
+	if (mesh_is_off()) {
 		opt_mesh = false;
 		return false;
 	}
 	if (mesh_pass_boot() || mesh_view_boot()) {
 		return true;
 	}
-	mesh_splice_boot();
+	mesh_worker_boot();
 	mesh_placing = opt_mesh_random;
-	/* Meshing belongs in the background, unless the user decided. */
-	if (have_background_thread && !mesh_background_thread_named) {
-		opt_background_thread = true;
-	}
 	return false;
 }
 
@@ -153,13 +191,20 @@ mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst) {
 
 void
 mesh_global_stats_read(mesh_global_stats_t *dst) {
+	bool settled = atomic_load_b(&mesh_settled, ATOMIC_ACQUIRE);
 	dst->mappings = mesh_splice_maps();
-	dst->max_maps = mesh_splice_maps_max();
+	dst->max_maps = settled ? mesh_splice_maps_max() : opt_mesh_max_maps;
 	dst->store = mesh_store_bytes();
 	dst->generation = mesh_store_generation();
 	dst->interrupted = mesh_stop_interrupted();
-	dst->barrier = mesh_barrier_names[mesh_barrier_get()];
-	dst->barrier_reason = mesh_barrier_reason();
+	dst->barrier = mesh_barrier_names[settled ? mesh_barrier_get()
+	                                          : opt_mesh_barrier];
+	dst->barrier_reason = settled ? mesh_barrier_reason() : "";
+	const char *off = (const char *)atomic_load_p(
+	    &mesh_off, ATOMIC_RELAXED);
 	const char *refused = mesh_pass_refused();
-	dst->off = mesh_off != NULL ? mesh_off : refused != NULL ? refused : "";
+	dst->off = off != NULL ? off
+	    : !opt_mesh        ? "mesh:true was not asked for"
+	    : refused != NULL  ? refused
+	                       : "";
 }

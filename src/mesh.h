@@ -178,7 +178,10 @@ struct mesh_global_stats_s {
 	size_t generation;
 	/* Calls of the program's that ended with EINTR by our doing. */
 	size_t interrupted;
-	/* Barrier in use, and why it is not the first choice, "" if it is. */
+	/*
+	 * Barrier in use, "auto" before there was anything to mesh, and why it is
+	 * not the first choice, "" if it is.
+	 */
 	const char *barrier;
 	const char *barrier_reason;
 	/* Why meshing is off, "" if it is on. */
@@ -191,8 +194,6 @@ extern mesh_barrier_t opt_mesh_barrier;
 extern size_t         opt_mesh_max_maps;
 extern bool           opt_mesh_random;
 
-/* Set by conf.c if any source of options names background_thread. */
-extern bool mesh_background_thread_named;
 
 /* The names of mesh_barrier_t, in its order, as opt.mesh_barrier gives them. */
 extern const char *const mesh_barrier_names[];
@@ -203,11 +204,21 @@ extern bool mesh_placing;
 /* mesh.c */
 
 /*
- * Settles whether this process can mesh; where it cannot, says why in one
- * sentence and switches meshing off.  Called once, at the end of jemalloc's
- * initialization, single-threaded.  Returns true only when out of memory.
+ * Makes ready, with no system call unless an option asks for a certain barrier.
+ * Called once, at the end of jemalloc's initialization, single-threaded.  Returns
+ * true only when out of memory.
  */
 bool mesh_boot(tsdn_t *tsdn);
+/*
+ * Looks up whether and how this process can mesh, before the first slice or pass;
+ * where it cannot, says why in one sentence, and meshing is off.  The mesh lock is
+ * held.  Returns true if it is off.
+ */
+bool mesh_settle(void);
+/* Meshing is off for good; no lock needed. */
+bool mesh_is_off(void);
+/* A child of a fork may have other rights than its parent; the same lock. */
+void mesh_unsettle(void);
 /* Notes for good that an arena was given custom extent hooks. */
 void mesh_arena_custom_hooks_note(mesh_arena_t *mesh);
 /* Adds the counters of one arena to dst; no lock needed. */
@@ -216,11 +227,6 @@ void mesh_arena_stats_merge(mesh_arena_t *mesh, mesh_stats_t *dst);
 void mesh_stats_accum(mesh_stats_t *dst, const mesh_stats_t *src);
 /* State of the process; no lock needed. */
 void mesh_global_stats_read(mesh_global_stats_t *dst);
-
-/* mesh_barrier.c */
-
-/* A thread of jemalloc's own begins, which blocks all signals. */
-void mesh_thread_enter(void);
 
 /* mesh_ehooks.c */
 
@@ -303,6 +309,22 @@ void mesh_arena_pass(tsdn_t *tsdn, arena_t *arena);
  * be; no lock may be held.
  */
 void mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena);
+
+/*
+ * Asks for a pass over all arenas soon, in the background or in ticks; no lock may
+ * be held.
+ */
+void mesh_arena_request(tsdn_t *tsdn, arena_t *arena);
+
+/* mesh_worker.c */
+
+/* Set by conf.c if any source of options names background_thread. */
+extern bool mesh_background_thread_named;
+/* The program switches background threads on or off. */
+void mesh_background_thread_set(tsdn_t *tsdn, bool on);
+/* A background thread begins, after all is settled, and ends. */
+void mesh_thread_enter(void);
+void mesh_thread_leave(void);
 
 /* mesh_reserve.c */
 

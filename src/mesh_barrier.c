@@ -36,6 +36,7 @@
 #include "jemalloc/internal/mesh_stop.h"
 #include "jemalloc/internal/mesh_task.h"
 #include "jemalloc/internal/mesh_uffd.h"
+#include "jemalloc/internal/mesh_worker.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -149,6 +150,7 @@ uffd_boot(void) {
 const char *
 mesh_barrier_boot(void) {
 	barrier = opt_mesh_barrier;
+	barrier_reason = "";
 	if (barrier == mesh_barrier_none) {
 		assert(config_debug);
 		return NULL;
@@ -186,14 +188,6 @@ bool
 mesh_barrier_is_uffd(void) {
 	return barrier == mesh_barrier_move
 	    || barrier == mesh_barrier_userfaultfd;
-}
-
-void
-mesh_thread_enter(void) {
-	mesh_tasks_own_enter();
-	if (opt_mesh && barrier == mesh_barrier_signal) {
-		mesh_stop_thread_enter();
-	}
 }
 
 bool
@@ -412,8 +406,7 @@ mesh_barrier_lower(
 
 void
 mesh_barrier_keep(void *addr, size_t size) {
-	if (mesh_barrier_is_uffd() && have_background_thread
-	    && background_thread_enabled()) {
+	if (mesh_barrier_is_uffd() && mesh_worker_permitted()) {
 		/* If refused, a fork takes longer. */
 		(void)mesh_uffd_register(barrier_fd.fd, (uintptr_t)addr, size);
 	}

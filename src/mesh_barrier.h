@@ -6,12 +6,16 @@
 #include "jemalloc/internal/mesh_fd.h"
 
 /*
- * Settles which barrier this process may use.  Returns the reason why none can
- * be used, as one sentence without a full stop, or NULL.
+ * Settles which barrier this process may use, the mesh lock held unless there is
+ * one thread only; a child does it anew.  Returns the reason why none can be used,
+ * as one sentence without a full stop, or NULL.
  */
 const char *mesh_barrier_boot(void);
 
-/* The barrier in use, and why it is not the first choice; "" if it is. */
+/*
+ * The barrier in use, mesh_barrier_auto if that is not settled yet, and why it is
+ * not the first choice; "" if it is.
+ */
 mesh_barrier_t mesh_barrier_get(void);
 const char    *mesh_barrier_reason(void);
 /* Whether it is one of those made of a userfaultfd. */

@@ -36,6 +36,7 @@
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
 #include "jemalloc/internal/mesh_waiter.h"
+#include "jemalloc/internal/mesh_worker.h"
 
 /* Groups that are looked ahead to. */
 #define PREFETCH_GROUPS 8
@@ -221,7 +222,11 @@ mesh_postfork_child(tsdn_t *tsdn) {
 		abort();
 	}
 	mesh_store_freeze();
-	mesh_barrier_postfork_child();
+	if (mesh_barrier_get() != mesh_barrier_auto) {
+		mesh_barrier_postfork_child();
+	}
+	mesh_unsettle();
+	mesh_worker_postfork_child();
 	mesh_pass_postfork_child();
 	mesh_waiter_postfork_child();
 	mesh_pagemap_postfork_child();

@@ -6,9 +6,12 @@
  * bring nothing make the next one wait.  So the work follows what changes, not the
  * size of the heap.
  *
- * Slices run under the mesh lock, by background thread 0, by the arena tick where
- * there are no background threads; arena.<i>.mesh scans all bins of an arena at
- * once.  Lock order: background thread's info->mtx, mesh lock, bin lock (a leaf).
+ * Slices run under the mesh lock, by background thread 0, or by the arena tick where
+ * there are no background threads (mesh_worker.c); arena.<i>.mesh scans all bins of
+ * an arena at once, and arena.<i>.purge has slices do that.  A program whose slabs
+ * have nothing to give, a child that has hardly begun, pay for a look at a tick now
+ * and then, and no system call.  Lock order: background thread's info->mtx, mesh
+ * lock, bin lock (a leaf).
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"
@@ -26,6 +29,7 @@
 #include "jemalloc/internal/mesh_tidy.h"
 #include "jemalloc/internal/mesh_view.h"
 #include "jemalloc/internal/mesh_waiter.h"
+#include "jemalloc/internal/mesh_worker.h"
 
 #include <sys/syscall.h>
 #include <time.h>
@@ -37,8 +41,24 @@
 #define SLICE_SHARE 16
 #define SLICE_NS_MIN UINT64_C(200000)
 #define SLICE_NS_MAX UINT64_C(3000000)
-/* What a tick in an application thread may take at once. */
-#define SLICE_NS_TICK UINT64_C(200000)
+/*
+ * What a tick in an application thread may take at once.  While there is a scan to go
+ * on with, its slices come as often as they may take this share in all.
+ */
+#define SLICE_NS_TICK UINT64_C(1000000)
+/* How much more often slices come while a pass is asked for. */
+#define REQUEST_SPEED 8
+/*
+ * Until there is something to mesh ticks look for it, and that may take one part in
+ * so many of the time.
+ */
+#define LOOK_SHARE 256
+/*
+ * A child of a fork that will only exec or write down what it sees has no use for
+ * meshing; one that goes on comes to so many ticks, or to one after so long.
+ */
+#define CHILD_TICKS 16
+#define CHILD_NS UINT64_C(1000000000)
 /*
  * How long to leave it alone after the kernel, the budget or a thread has said
  * no: longer each time.
@@ -98,6 +118,16 @@ static unsigned    slice_shard;
 static uint64_t    slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
+/* Whether the last slice has found a reason to mesh at all. */
+static atomic_b_t slice_needed;
+/* When ticks will look for one again. */
+static atomic_u64_t look_due_ns;
+/* A pass was asked for; and bins that it has yet to come to. */
+static atomic_b_t requested;
+static unsigned   request_left;
+/* Ticks that a child has yet to wait, and until when at most. */
+static atomic_u32_t child_ticks;
+static uint64_t     child_until_ns;
 /* When the process forked last, and first of the forks that are not apart. */
 static uint64_t forked_ns;
 static uint64_t forked_first_ns;
@@ -240,7 +270,11 @@ bin_look(tsdn_t *tsdn, arena_t *arena, szind_t binind, unsigned binshard,
 	size_t left = maps_left();
 	malloc_mutex_lock(tsdn, &bin->lock);
 	bin_state_t state = bin_idle;
-	if (mesh_scan_due(arena, bin, binind, left)) {
+	if (request_left > 0) {
+		if (mesh_scan_due(arena, bin, binind, left)) {
+			state = bin_due;
+		}
+	} else if (mesh_scan_due(arena, bin, binind, left)) {
 		mesh_bin_t *mesh = &bin->mesh;
 		uint32_t    freed = (uint32_t)bin->stats.ndalloc
 		    - mesh->ndalloc_seen;
@@ -285,6 +319,7 @@ bin_backoff(tsdn_t *tsdn, bin_t *bin, size_t nslabs, size_t nmoved) {
 /* Moves on to the next bin of all auto arenas, around and around. */
 static void
 slice_next(void) {
+	request_left -= (request_left > 0);
 	if (++slice_shard < bin_infos[slice_bin].n_shards) {
 		return;
 	}
@@ -320,9 +355,33 @@ slice_needless(tsdn_t *tsdn) {
 	    || mesh_store_generation() > 0) {
 		return false;
 	}
-	mesh_demand_t sum;
-	mesh_scan_demand_all(tsdn, &sum, NULL);
-	return sum.holes < START_HOLES;
+	return mesh_scan_holes(tsdn, START_HOLES) < START_HOLES;
+}
+
+/* Takes in that a pass was asked for: all bins are due once. */
+static void
+request_take(void) {
+	if (!atomic_load_b(&requested, ATOMIC_RELAXED)) {
+		return;
+	}
+	atomic_store_b(&requested, false, ATOMIC_RELAXED);
+	request_left = 0;
+	for (szind_t i = 0; i < SC_NBINS; i++) {
+		request_left += bin_infos[i].n_shards * manual_arena_base;
+	}
+	/* Whoever asks for a pass has often just freed much. */
+	mesh_splice_recount();
+}
+
+/* Whether an arena is to be tidied now. */
+static mesh_tidy_t
+tidy_look(tsdn_t *tsdn, arena_t *arena) {
+	mesh_tidy_t state = mesh_tidy_look(arena);
+	return state != mesh_tidy_due && request_left > 0
+	        && atomic_load_u64(&arena->mesh.nmeshes, ATOMIC_RELAXED) > 0
+	        && !mesh_tidy_begin(tsdn, arena)
+	    ? mesh_tidy_due
+	    : state;
 }
 
 /*
@@ -341,10 +400,17 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 		mesh_pack_stop(tsdn);
 		return true;
 	}
-	if (!hurry && slice_needless(tsdn)) {
+	bool needed = hurry || !slice_needless(tsdn);
+	atomic_store_b(&slice_needed, needed, ATOMIC_RELAXED);
+	if (!needed) {
+		atomic_store_b(&requested, false, ATOMIC_RELAXED);
 		mesh_pack_stop(tsdn);
 		return false;
 	}
+	if (mesh_settle()) {
+		return false;
+	}
+	request_take();
 	/* It needs nothing of the kernel. */
 	mesh_pack_look(tsdn);
 	if (slice_last_ns < refused_until_ns) {
@@ -360,7 +426,7 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 			arena_t *arena = arena_get(tsdn, slice_arena, false);
 			if (slice_bin == 0 && slice_shard == 0
 			    && mesh_arena_meshable(arena)) {
-				mesh_tidy_t state = mesh_tidy_look(arena);
+				mesh_tidy_t state = tidy_look(tsdn, arena);
 				later |= (state == mesh_tidy_later);
 				worked |= (state == mesh_tidy_due);
 				if (state == mesh_tidy_due
@@ -406,11 +472,19 @@ slice_ns(void) {
 	                         : ns;
 }
 
-/* Nanoseconds until the next slice may run. */
+/* Whether a pass was asked for and is not over. */
+static bool
+request_pending(void) {
+	return request_left > 0 || atomic_load_b(&requested, ATOMIC_RELAXED);
+}
+
+/* Nanoseconds until the next slice of background thread 0 may run. */
 static uint64_t
 slice_wait_ns(void) {
 	uint64_t period = (uint64_t)opt_mesh_period_ms * KQU(1000000);
-	if (slice_scan.site.bin != NULL) {
+	if (request_pending()) {
+		period /= REQUEST_SPEED;
+	} else if (slice_scan.site.bin != NULL) {
 		period /= slice_scan.speed;
 	}
 	uint64_t since = now_ns() - slice_last_ns;
@@ -433,7 +507,7 @@ mesh_background_work(tsdn_t *tsdn) {
 		mesh_waiter_look();
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
 	}
-	if (opt_mesh_period_ms < 0) {
+	if (opt_mesh_period_ms < 0 || mesh_is_off()) {
 		return work_wait_ns(BACKGROUND_THREAD_DEFERRED_MAX);
 	}
 	atomic_store_b(&slice_asleep, false, ATOMIC_RELAXED);
@@ -478,6 +552,18 @@ tick_wake(tsdn_t *tsdn) {
 	malloc_mutex_unlock(tsdn, &info->mtx);
 }
 
+/*
+ * Opens all that meshing needs.  The mesh lock is held.  Returns true if that failed.
+ */
+static bool
+descriptors_open(void) {
+	bool err = mesh_splice_open();
+	err |= mesh_view_barrier_open();
+	err |= mesh_store_open();
+	mesh_pagemap_open();
+	return err;
+}
+
 /* Opens the descriptors that the background thread has asked for. */
 static void
 tick_open(tsdn_t *tsdn) {
@@ -485,10 +571,7 @@ tick_open(tsdn_t *tsdn) {
 		return;
 	}
 	int  saved_errno = get_errno();
-	bool err = mesh_splice_open();
-	err |= mesh_view_barrier_open();
-	err |= mesh_store_open();
-	mesh_pagemap_open();
+	bool err = descriptors_open();
 	mesh_fd_wanted_done();
 	if (!err) {
 		refused_until_ns = 0;
@@ -498,12 +581,59 @@ tick_open(tsdn_t *tsdn) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }
 
+/* Whether this is a child that may be about to exec or to end. */
+static bool
+tick_too_early(void) {
+	uint32_t left = atomic_load_u32(&child_ticks, ATOMIC_RELAXED);
+	if (left == 0 || opt_mesh_period_ms == 0) {
+		return false;
+	}
+	left = now_ns() < child_until_ns ? left - 1 : 0;
+	atomic_store_u32(&child_ticks, left, ATOMIC_RELAXED);
+	return left > 0;
+}
+
+/* Whether there is a reason to mesh. */
+static bool
+tick_needed(tsdn_t *tsdn) {
+	if (!config_stats || opt_mesh_period_ms == 0
+	    || atomic_load_b(&slice_needed, ATOMIC_RELAXED)) {
+		return true;
+	}
+	uint64_t begin = now_ns();
+	if (begin < atomic_load_u64(&look_due_ns, ATOMIC_RELAXED)) {
+		return false;
+	}
+	bool     needed = mesh_scan_holes(tsdn, START_HOLES) >= START_HOLES;
+	uint64_t end = now_ns();
+	atomic_store_u64(&look_due_ns, end + (end - begin) * LOOK_SHARE,
+	    ATOMIC_RELAXED);
+	return needed;
+}
+
+/* What a slice in a tick may take now; 0 if it is too early for one. */
+static uint64_t
+tick_ns(void) {
+	uint64_t since = now_ns() - slice_last_ns;
+	uint64_t ns = since / SLICE_SHARE;
+	if (opt_mesh_period_ms == 0) {
+		return SLICE_NS_MIN;
+	}
+	if (ns < SLICE_NS_MIN
+	    || (slice_scan.site.bin == NULL && !request_pending()
+	        && since < (uint64_t)opt_mesh_period_ms * KQU(1000000))) {
+		return 0;
+	}
+	return ns < SLICE_NS_TICK ? ns : SLICE_NS_TICK;
+}
+
 void
 mesh_tick(tsdn_t *tsdn, arena_t *arena) {
-	if (mesh_fd_wanted()) {
+	if (mesh_fd_wanted() && mesh_worker_here()) {
 		tick_open(tsdn);
 	}
-	if (opt_mesh_period_ms < 0 || !arena_is_auto(arena)) {
+	if (opt_mesh_period_ms < 0 || mesh_is_off() || !arena_is_auto(arena)
+	    || tick_too_early() || !tick_needed(tsdn)) {
 		return;
 	}
 	if (have_background_thread && background_thread_enabled()) {
@@ -514,14 +644,36 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 	    || malloc_mutex_trylock(tsdn, &mesh_mtx)) {
 		return;
 	}
-	if (slice_wait_ns() == 0) {
+	bool     start = false;
+	uint64_t ns = tick_ns();
+	if (ns > 0 && mesh_worker_here()) {
 		/* malloc() sets errno when it fails, free() never. */
 		int saved_errno = get_errno();
-		slice_run(tsdn, SLICE_NS_TICK);
-		mesh_waiter_look_all();
+		if (mesh_settle()) {
+			/* Never again. */
+		} else if (!mesh_worker_wanted()) {
+			slice_run(tsdn, ns);
+			mesh_waiter_look_all();
+		} else if (!mesh_view_pending(tsdn, /* hurry */ false)) {
+			/* It opens none itself, and nobody may tick again. */
+			(void)descriptors_open();
+			start = true;
+		}
 		set_errno(saved_errno);
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
+	if (start) {
+		mesh_worker_start(tsdn_tsd(tsdn));
+	}
+}
+
+void
+mesh_arena_request(tsdn_t *tsdn, arena_t *arena) {
+	if (opt_mesh_period_ms < 0 || !arena_is_auto(arena)) {
+		return;
+	}
+	atomic_store_b(&requested, true, ATOMIC_RELAXED);
+	mesh_tick(tsdn, arena);
 }
 
 /* For a millisecond, without the mesh lock, which is held before and after. */
@@ -625,7 +777,7 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 	}
 	malloc_mutex_lock(tsdn, &mesh_mtx);
 	/* Not before: then a slice under way has ended in any case. */
-	if (!mesh_arena_meshable(arena)) {
+	if (mesh_settle() || !mesh_arena_meshable(arena)) {
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
 		return;
 	}
@@ -679,6 +831,11 @@ mesh_pass_postfork_child(void) {
 	}
 	memset(&slice_scan, 0, sizeof(slice_scan));
 	atomic_store_b(&slice_asleep, false, ATOMIC_RELAXED);
+	atomic_store_b(&slice_needed, false, ATOMIC_RELAXED);
+	atomic_store_b(&requested, false, ATOMIC_RELAXED);
+	request_left = 0;
 	forked_ns = 0;
 	mesh_pass_forked();
+	child_until_ns = forked_ns + CHILD_NS;
+	atomic_store_u32(&child_ticks, CHILD_TICKS, ATOMIC_RELAXED);
 }

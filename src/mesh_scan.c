@@ -176,16 +176,44 @@ mesh_scan_demand_all(tsdn_t *tsdn, mesh_demand_t *sum, const bin_t *own) {
 				size_t bytes = mesh_scan_demand(bin, j);
 				size_t slabs = bin->stats.curslabs
 				    * info->slab_size;
-				size_t live = bin->stats.curregs
-				    * info->reg_size;
 				malloc_mutex_unlock(tsdn, &bin->lock);
 				*(bin == own ? &sum->own
 				             : &sum->others) += bytes;
 				sum->slabs += slabs;
-				sum->holes += slabs > live ? slabs - live : 0;
 			}
 		}
 	}
+}
+
+size_t
+mesh_scan_holes(tsdn_t *tsdn, size_t enough) {
+	size_t holes = 0;
+	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		if (!mesh_arena_meshable(arena)) {
+			continue;
+		}
+		for (szind_t j = 0; j < SC_NBINS; j++) {
+			const bin_info_t *info = &bin_infos[j];
+			if (info->nregs == 1) {
+				continue;
+			}
+			for (unsigned k = 0; k < info->n_shards; k++) {
+				bin_t *bin = arena_get_bin(arena, j, k);
+				malloc_mutex_lock(tsdn, &bin->lock);
+				size_t slabs = bin->stats.curslabs
+				    * info->slab_size;
+				size_t live = bin->stats.curregs
+				    * info->reg_size;
+				malloc_mutex_unlock(tsdn, &bin->lock);
+				holes += slabs > live ? slabs - live : 0;
+				if (holes >= enough) {
+					return holes;
+				}
+			}
+		}
+	}
+	return holes;
 }
 
 /*

@@ -148,13 +148,18 @@ typedef struct {
 	/* mesh_scan_demand() of one of them, and of the others. */
 	size_t own;
 	size_t others;
-	/* All their slabs, and what is free inside of them. */
+	/* All their slabs. */
 	size_t slabs;
-	size_t holes;
 } mesh_demand_t;
 
 /* Sums it up; own is the one, or NULL.  Takes the bin locks. */
 void mesh_scan_demand_all(
     tsdn_t *tsdn, mesh_demand_t *sum, const struct bin_s *own);
+
+/*
+ * Bytes that are free inside of all slabs that may be meshed, or some number from
+ * enough on; nothing without statistics.  Takes the bin locks.
+ */
+size_t mesh_scan_holes(tsdn_t *tsdn, size_t enough);
 
 #endif /* JEMALLOC_INTERNAL_MESH_SCAN_H */

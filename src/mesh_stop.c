@@ -626,6 +626,11 @@ mesh_stop_world(void) {
 	if (stop_pid != getpid()) {
 		return "the process was made by other means than fork()";
 	}
+	if (mesh_tasks_single()) {
+		/* And nobody else can make a thread.  No signal is needed. */
+		atomic_fetch_add_u32(&stop_epoch, 1, ATOMIC_SEQ_CST);
+		return NULL;
+	}
 	if (signal_choose()) {
 		return stop_no_signal;
 	}

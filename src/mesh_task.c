@@ -51,6 +51,11 @@ mesh_tasks_count(void) {
 }
 
 bool
+mesh_tasks_single(void) {
+	return mesh_tasks_count() == 1;
+}
+
+bool
 mesh_tasks_alone(void) {
 	uint32_t nown = atomic_load_u32(&tasks_nown, ATOMIC_ACQUIRE);
 	size_t   n = mesh_tasks_count();

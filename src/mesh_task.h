@@ -12,6 +12,8 @@ void mesh_tasks_own_leave(void);
 void mesh_tasks_postfork_child(void);
 /* How many threads there are, 0 if that cannot be told.  As below. */
 size_t mesh_tasks_count(void);
+/* Whether the calling thread is the only one of all; no lock needed. */
+bool mesh_tasks_single(void);
 /*
  * Whether the program has one thread only, not counting jemalloc's own.  No if that
  * cannot be told.  Needs no descriptor and no lock.

@@ -35,7 +35,7 @@
  * range that is registered with another one does not learn of its faults: so the
  * viewer ends before there is a new one.  It takes no lock but view_mtx and
  * touches no heap page, since whoever waits for it may hold any other.  Where there
- * is no viewer - no background threads, no userfaultfd, not glibc - all ranges are
+ * is no viewer - threads not wanted, no userfaultfd, not glibc - all ranges are
  * made private before the fork; and in any case those that a child writes to before
  * it can map its views (mesh_libc.c).
  *
@@ -60,6 +60,7 @@
 #include "jemalloc/internal/mesh_uffd.h"
 #include "jemalloc/internal/mesh_view.h"
 #include "jemalloc/internal/mesh_waiter.h"
+#include "jemalloc/internal/mesh_worker.h"
 
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -763,8 +764,7 @@ viewer_main(void *arg) {
 /* Whether there is use for a viewer now; if so, it is about to begin. */
 static bool
 viewer_wanted(tsdn_t *tsdn) {
-	if (!have_background_thread || !background_thread_enabled()
-	    || !mesh_libc_known()
+	if (!mesh_worker_permitted() || !mesh_libc_known()
 	    || !mesh_barrier_is_uffd()
 	    || atomic_load_u32(&viewer_life, ATOMIC_RELAXED) != viewer_absent) {
 		return false;

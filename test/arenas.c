@@ -166,6 +166,7 @@ run_hooks(void) {
 		churn(&t, 8 * MIB);
 		free(calloc(1, 4 * MIB));
 		ctl_do("arena.4096.purge");
+		mesh_pass();
 	}
 	/* New threads, which begin in arenas that nobody has used. */
 	load_stop();
@@ -181,6 +182,7 @@ run_hooks(void) {
 	results->bad += table_free(&held);
 	ctl_do("thread.tcache.flush");
 	ctl_do("arena.4096.purge");
+	mesh_pass();
 	expect(nfollowers() == 0, "all that was meshed is released");
 	expect(results->lost == 0, "no hook sees a meshed range");
 	expect(!mesh_built() || results->count > 100, "hooks were called");

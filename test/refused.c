@@ -171,6 +171,7 @@ live(table_t *t) {
 static void
 account(void) {
 	ctl_do("arena.4096.purge");
+	mesh_pass();
 	ctl_epoch();
 	life->mappings = mappings();
 	life->store_mappings = store_mappings();

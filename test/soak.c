@@ -396,6 +396,7 @@ live(uint64_t ns, const char *end) {
 		decay_wait();
 	} else {
 		ctl_do("arena.4096.purge");
+		mesh_pass();
 	}
 	sample_print(end);
 }

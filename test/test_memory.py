@@ -180,14 +180,17 @@ def test_caches_are_as_the_user_wants_them(program, lib):
 
 
 def test_unfragmented_programs_pay_nothing(program):
-    """No pass, mapping or descriptor, however slow the machine, and no wake-ups but
-    those of background threads and a few more: with work the thread would wake
-    twenty times a second."""
-    decay = ",dirty_decay_ms:0,muzzy_decay_ms:0"
-    plain, mesh = (program("quiet").run(lib=lib, conf=conf + decay).json
-                   for lib, conf in (
-                       ("stock", "background_thread:true"),
-                       ("release", "mesh:true")))
+    """No pass, mapping or descriptor, however slow the machine, no thread, and where
+    the user asked for one no wake-ups but those of background threads and a few more:
+    with work the thread would wake twenty times a second."""
+    decay = "dirty_decay_ms:0,muzzy_decay_ms:0"
+    plain, mesh, lone = (program("quiet").run(lib=lib, conf=decay + conf).json
+                         for lib, conf in (
+                             ("stock", ",background_thread:true"),
+                             ("release", ",mesh:true,background_thread:true"),
+                             ("release", ",mesh:true")))
+    assert lone["after"]["wakeups"] == lone["mesh"]["npasses"] == 0
+    assert mesh["after"]["wakeups"] > 0
     assert mesh["mesh"]["off"] == ""
     assert (mesh["mesh"]["npasses"], mesh["mesh"]["nmeshes"]) == (0, 0)
     for when in ("before", "after"):

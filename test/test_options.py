@@ -64,9 +64,12 @@ def test_off(program, conf):
 
 
 def test_background_thread(program):
-    """mesh:true starts a background thread unless the user said no."""
-    assert len(probe(program, ON).json["threads"]) > 1
-    run = probe(program, ON + ",background_thread:false")
+    """mesh:true starts a background thread when there is something to do, unless the
+    user said no; one that shall be there in any case is there from the start."""
+    constantly = ON.replace("-1", "0")
+    assert len(probe(program, constantly).json["threads"]) > 1
+    assert len(probe(program, ON + ",background_thread:true").json["threads"]) > 2
+    run = probe(program, constantly + ",background_thread:false")
     assert len(run.json["threads"]) == 1 and run.json["mesh"]["followers"] > 1000
 
 

@@ -1,0 +1,365 @@
+/*
+ * What servers do to whoever meshes them: become a daemon and idle, fork children
+ * that end soon, purge, have one thread or several, switch background threads off,
+ * enter a namespace.  Nobody asks for a pass by arena.<i>.mesh.  Prints as JSON what
+ * was seen at certain moments.
+ *
+ * usage: servers SCENARIO
+ */
+#define _GNU_SOURCE
+#include "measure.h"
+#include "objects.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <jemalloc/jemalloc.h>
+
+#define NOBJECTS 200000
+#define SIZE 256
+#define NCHILDREN 20
+#define NTHREADS 2
+
+static table_t       held;
+static atomic_size_t nbad;
+static atomic_bool   stop;
+
+static void
+sleep_ms(unsigned ms) {
+	struct timespec ts = {ms / 1000, ms % 1000 * 1000000L};
+	while (nanosleep(&ts, &ts) != 0) {
+	}
+}
+
+static unsigned
+nthreads(void) {
+	struct stat st;
+	if (stat("/proc/self/task", &st) != 0) {
+		die("/proc/self/task");
+	}
+	return (unsigned)st.st_nlink - 2;
+}
+
+static uint64_t
+physical(void) {
+	return rss_anon() + store_blocks();
+}
+
+static void
+report(const char *when) {
+	static bool more;
+	ctl_epoch();
+	printf(
+	    "%s\"%s\": {\"threads\": %u, \"physical\": %llu, \"fds\": %llu,"
+	    " \"mesh\": ",
+	    more ? ", " : "", when, nthreads(), (unsigned long long)physical(),
+	    (unsigned long long)descriptors());
+	mesh_print();
+	printf("}");
+	more = true;
+}
+
+/* Nine of ten small objects, and all large ones, are freed in one go. */
+static void
+fragment(void) {
+	enum { nlarge = 50, large_size = 300000 };
+	void *large[nlarge];
+	table_fill_some(&held, NOBJECTS - held.n, SIZE);
+	for (unsigned i = 0; i < nlarge; i++) {
+		large[i] = memset(malloc(large_size), 1, large_size);
+	}
+	nbad += table_thin(&held, 0.1, thin_random);
+	for (unsigned i = 0; i < nlarge; i++) {
+		free(large[i]);
+	}
+}
+
+/* Some objects are replaced each millisecond, as a server does, for a time. */
+static void
+serve(table_t *t, unsigned ms) {
+	enum { replaced = 50 };
+	uint64_t end = now_ns() + ms * UINT64_C(1000000);
+	while (now_ns() < end) {
+		for (unsigned i = 0; i < replaced; i++) {
+			object_t o = table_remove(t, table_pick(t));
+			nbad += object_bad(&o);
+			free(o.p);
+		}
+		table_fill_some(t, replaced, SIZE);
+		sleep_ms(1);
+	}
+}
+
+/* The same until much is meshed, but not for long: machines may be busy. */
+static void
+serve_until_meshed(void) {
+	enum { much = 1000, seconds = 10 };
+	unsigned n = 0;
+	do {
+		serve(&held, 1000);
+		ctl_epoch();
+	} while (mesh_stat("nmeshes") <= much && ++n < seconds);
+}
+
+/* Until nothing is given back any more. */
+static void
+idle(void) {
+	uint64_t before;
+	unsigned ms = 0;
+	do {
+		before = physical();
+		sleep_ms(1500);
+		ms += 1500;
+	} while ((physical() + (1 << 20) < before || ms < 6000) && ms < 30000);
+}
+
+static void
+child_end(pid_t pid) {
+	int status;
+	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status)) {
+		die("child");
+	}
+	nbad += (size_t)WEXITSTATUS(status);
+}
+
+static pid_t
+child_begin(void) {
+	fflush(stdout);
+	pid_t pid = fork();
+	if (pid == -1) {
+		die("fork");
+	}
+	return pid;
+}
+
+/* Goes on in a child, as daemon(3) does. */
+static void
+daemonize(void) {
+	pid_t pid = child_begin();
+	if (pid != 0) {
+		child_end(pid);
+		exit(0);
+	}
+	setsid();
+}
+
+static void
+live(void) {
+	report("start");
+	fragment();
+	idle();
+	report("idle");
+}
+
+static void
+live_as_daemon(void) {
+	free(malloc(1));
+	daemonize();
+	live();
+}
+
+static void
+live_as_grandchild(void) {
+	fragment();
+	daemonize();
+	daemonize();
+	report("begun");
+	serve(&held, 3000);
+	idle();
+	report("idle");
+}
+
+/* Children that only read what they see, or a few that allocate a little. */
+static void
+children(void) {
+	fragment();
+	serve(&held, 500);
+	idle();
+	report("meshed");
+	for (unsigned i = 0; i < NCHILDREN; i++) {
+		pid_t pid = child_begin();
+		if (pid == 0) {
+			size_t bad = table_check(&held);
+			for (unsigned j = 0; j < 100; j++) {
+				free(malloc(SIZE));
+			}
+			bad += table_check(&held);
+			_exit((int)bad + (nthreads() != 1));
+		}
+		child_end(pid);
+	}
+	report("end");
+}
+
+static void
+purge(void) {
+	struct timespec begin, end;
+	fragment();
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin);
+	ctl_do("arena.4096.purge");
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
+	report("purged");
+	printf(", \"purge_ms\": %.1f",
+	    (double)(end.tv_sec - begin.tv_sec) * 1e3
+	        + (double)(end.tv_nsec - begin.tv_nsec) / 1e6);
+	idle();
+	report("idle");
+	nbad += table_check(&held);
+	nbad += table_free(&held);
+	ctl_do("thread.tcache.flush");
+	ctl_do("arena.4096.purge");
+	idle();
+	report("freed");
+}
+
+static void *
+thread_main(void *arg) {
+	table_t *t = (table_t *)arg;
+	while (!stop) {
+		table_fill_some(t, 40000 - t->n, SIZE);
+		nbad += table_thin(t, 0.2, thin_random);
+		serve(t, 200);
+	}
+	return NULL;
+}
+
+static void
+threads_run(unsigned ms) {
+	static table_t tables[NTHREADS];
+	pthread_t      threads[NTHREADS];
+	for (unsigned i = 0; i < NTHREADS; i++) {
+		if (tables[i].objects == NULL) {
+			table_init(&tables[i], NOBJECTS, i + 2,
+			    (uint64_t)(i + 2) << 32);
+		}
+		if (pthread_create(&threads[i], NULL, thread_main, &tables[i])
+		    != 0) {
+			die("pthread_create");
+		}
+	}
+	sleep_ms(ms);
+	report("threads");
+	stop = true;
+	for (unsigned i = 0; i < NTHREADS; i++) {
+		pthread_join(threads[i], NULL);
+		nbad += table_free(&tables[i]);
+	}
+}
+
+/* One thread, which works, and then two more. */
+static void
+alone(void) {
+	fragment();
+	serve_until_meshed();
+	report("alone");
+	struct sigaction urg, winch;
+	sigaction(SIGURG, NULL, &urg);
+	sigaction(SIGWINCH, NULL, &winch);
+	printf(", \"handlers\": %d",
+	    (urg.sa_handler != SIG_DFL) + (winch.sa_handler != SIG_DFL));
+	threads_run(3000);
+}
+
+/* Background threads are switched off by the program, and meshing goes on. */
+static void
+toggle(void) {
+	bool off = false;
+	if (mallctl("background_thread", NULL, NULL, &off, sizeof(off)) != 0) {
+		die("background_thread");
+	}
+	fragment();
+	serve_until_meshed();
+	report("off");
+}
+
+static void
+namespaces(void) {
+	table_fill_some(&held, 1000, SIZE);
+	sleep_ms(100);
+	printf("\"unshare\": %d", unshare(CLONE_NEWUSER));
+}
+
+static void *
+idle_main(void *arg) {
+	for (;;) {
+		pause();
+	}
+	return arg;
+}
+
+static void
+child_of_vfork(void) {
+	nbad += table_thin(&held, 0.1, thin_random);
+	_exit(0);
+}
+
+/* The child of vfork(2) frees what lies in its parent's memory. */
+static void
+vforker(void) {
+	table_fill_some(&held, NOBJECTS, SIZE);
+	pid_t pid = vfork();
+	if (pid == 0) {
+		child_of_vfork();
+	}
+	child_end(pid);
+	report("ended");
+	serve_until_meshed();
+	report("served");
+}
+
+/* The kernel has no thread for anybody any more; run by an ordinary user. */
+static void
+threads_refused(void) {
+	struct rlimit none = {0, 0};
+	pthread_t     thread;
+	if (pthread_create(&thread, NULL, idle_main, NULL) != 0
+	    || setrlimit(RLIMIT_NPROC, &none) != 0) {
+		die("pthread_create, setrlimit");
+	}
+	fragment();
+	serve_until_meshed();
+	report("refused");
+}
+
+/* Objects that fill their slabs, of which few are freed again. */
+static void
+plain(void) {
+	table_fill_some(&held, NOBJECTS, SIZE);
+	nbad += table_thin(&held, 0.99, thin_random);
+	table_fill_some(&held, NOBJECTS - held.n, SIZE);
+}
+
+int
+main(int argc, char **argv) {
+	static const struct {
+		const char *name;
+		void (*run)(void);
+	} scenarios[] = {{"live", live}, {"daemon", live_as_daemon},
+	    {"grandchild", live_as_grandchild}, {"children", children},
+	    {"purge", purge}, {"alone", alone}, {"toggle", toggle},
+	    {"namespaces", namespaces}, {"refused", threads_refused},
+	    {"vfork", vforker}, {"plain", plain}};
+	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);
+	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
+		if (argc == 2 && strcmp(argv[1], scenarios[i].name) == 0) {
+			printf("{");
+			scenarios[i].run();
+			nbad += table_check(&held);
+			printf("%s\"bad\": %zu}\n",
+			    scenarios[i].run == plain ? "" : ", ", nbad);
+			return 0;
+		}
+	}
+	fprintf(stderr, "usage: servers SCENARIO\n");
+	return 2;
+}
