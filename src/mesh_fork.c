@@ -185,6 +185,8 @@ mesh_prefork1(tsdn_t *tsdn) {
 	if (!mesh_store_is_open()) {
 		return;
 	}
+	/* The views have the protection that it tells of. */
+	mesh_splice_look();
 	/* Nothing has been meshed since there is a list. */
 	fork_refused = (!mesh_view_listed() && ranges_list(tsdn))
 	    || mesh_view_part(tsdn);

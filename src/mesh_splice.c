@@ -38,15 +38,24 @@ size_t opt_mesh_max_maps = 0;
 /* The list of mappings; guarded by the mesh lock. */
 static mesh_fd_t maps_fd = MESH_FD_INITIALIZER;
 
-/* Mappings of the heap that are not plainly read and written, by address. */
+/* A mapping of the heap that is not plainly read and written. */
 typedef struct span_s span_t;
 struct span_s {
 	uintptr_t begin;
 	uintptr_t end;
 	int       prot;
 };
-static span_t maps_protected[PROTECTED_MAX];
-static size_t maps_nprotected;
+/*
+ * Of those the list, by address.  The viewer reads it without a lock, so there are two,
+ * in turns.
+ */
+typedef struct spans_s spans_t;
+struct spans_s {
+	span_t spans[PROTECTED_MAX];
+	size_t n;
+};
+static spans_t      maps_spans[2];
+static atomic_u32_t maps_spans_at;
 /* What it uses may pin memory. */
 static bool maps_pins;
 
@@ -215,7 +224,7 @@ line_pins(const char *line) {
 
 /* Takes in a mapping, from its line: "begin-end rwxp" and so on. */
 static void
-maps_line(const char *line) {
+maps_line(const char *line, spans_t *spans) {
 	char     *at;
 	uintptr_t begin = (uintptr_t)malloc_strtoumax(line, &at, 16);
 	uintptr_t end = *at == '-' ? (uintptr_t)malloc_strtoumax(at + 1, &at, 16)
@@ -227,11 +236,11 @@ maps_line(const char *line) {
 	}
 	int prot = (at[1] == 'r' ? PROT_READ : 0)
 	    | (at[2] == 'w' ? PROT_WRITE : 0) | (at[3] == 'x' ? PROT_EXEC : 0);
-	if (maps_nprotected == PROTECTED_MAX) {
+	if (spans->n == PROTECTED_MAX) {
 		/* So many that what lies in between counts, too. */
-		maps_protected[PROTECTED_MAX - 1].end = end;
+		spans->spans[PROTECTED_MAX - 1].end = end;
 	} else {
-		maps_protected[maps_nprotected++] = (span_t){begin, end, prot};
+		spans->spans[spans->n++] = (span_t){begin, end, prot};
 	}
 }
 
@@ -246,14 +255,16 @@ maps_count(void) {
 	static char line[128];
 	size_t      lines = 0, length = 0;
 	ssize_t     n;
-	maps_nprotected = 0;
+	uint32_t at = !atomic_load_u32(&maps_spans_at, ATOMIC_RELAXED);
+	spans_t *spans = &maps_spans[at];
+	spans->n = 0;
 	maps_pins = false;
 	lseek(maps_fd.fd, 0, SEEK_SET);
 	while ((n = maps_read(buf, sizeof(buf))) > 0) {
 		for (ssize_t i = 0; i < n; i++) {
 			if (buf[i] == '\n') {
 				line[length] = '\0';
-				maps_line(line);
+				maps_line(line, spans);
 				length = 0;
 				lines++;
 			} else if (length < sizeof(line) - 1) {
@@ -267,6 +278,7 @@ maps_count(void) {
 		set_errno(ENOENT);
 		return 0;
 	}
+	atomic_store_u32(&maps_spans_at, at, ATOMIC_RELEASE);
 	return lines;
 }
 
@@ -297,22 +309,25 @@ maps_recount(void) {
 	return false;
 }
 
-/* The first protected mapping that a range overlaps, or NULL. */
+/*
+ * The protected mappings from the first that does not end before addr; *end is where
+ * the list ends.
+ */
 static const span_t *
-protected_find(const void *addr, size_t size) {
-	uintptr_t begin = (uintptr_t)addr;
-	size_t    lo = 0, hi = maps_nprotected;
+spans_find(const void *addr, const span_t **end) {
+	const spans_t *spans = &maps_spans[atomic_load_u32(
+	    &maps_spans_at, ATOMIC_ACQUIRE)];
+	size_t         lo = 0, hi = spans->n;
+	*end = &spans->spans[hi];
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;
-		if (maps_protected[mid].end <= begin) {
+		if (spans->spans[mid].end <= (uintptr_t)addr) {
 			lo = mid + 1;
 		} else {
 			hi = mid;
 		}
 	}
-	return lo < maps_nprotected && maps_protected[lo].begin < begin + size
-	    ? &maps_protected[lo]
-	    : NULL;
+	return &spans->spans[lo];
 }
 
 void
@@ -322,13 +337,29 @@ mesh_splice_look(void) {
 
 bool
 mesh_splice_protected(const void *addr, size_t size) {
-	return protected_find(addr, size) != NULL;
+	const span_t *end, *span = spans_find(addr, &end);
+	return span < end && span->begin < (uintptr_t)addr + size;
 }
 
 int
 mesh_splice_prot(const void *addr, size_t size) {
-	const span_t *span = protected_find(addr, size);
-	return span != NULL ? span->prot : PROT_READ | PROT_WRITE;
+	int           prot = PROT_READ | PROT_WRITE;
+	const span_t *end, *span = spans_find(addr, &end);
+	for (; span < end && span->begin < (uintptr_t)addr + size; span++) {
+		prot |= span->prot;
+	}
+	return prot;
+}
+
+void
+mesh_splice_protect(void *addr, size_t size) {
+	uintptr_t     begin = (uintptr_t)addr, stop = begin + size;
+	const span_t *end, *span = spans_find(addr, &end);
+	for (; span < end && span->begin < stop; span++) {
+		uintptr_t from = span->begin > begin ? span->begin : begin;
+		uintptr_t to = span->end < stop ? span->end : stop;
+		(void)mprotect((void *)from, to - from, span->prot);
+	}
 }
 
 bool

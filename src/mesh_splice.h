@@ -72,13 +72,15 @@ bool mesh_splice_open(void);
  * What the list of mappings said when they were last counted; refresh has that done,
  * unless it was just now.  The same lock.
  *
- * protected: some of a range was not plainly readable and writable; prot: as what, the
- * first of such in it, else the protection of all memory.  pins: the program uses
- * what has devices write to its memory: io_uring, Linux AIO, RDMA.
+ * protected: some of a range was not plainly readable and writable; prot: all that any
+ * of it permits, and reading and writing; protect gives a range that permits as much
+ * its protection back.  pins: the program uses what has devices write to its memory:
+ * io_uring, Linux AIO, RDMA.
  */
 void mesh_splice_look(void);
 bool mesh_splice_protected(const void *addr, size_t size);
 int  mesh_splice_prot(const void *addr, size_t size);
+void mesh_splice_protect(void *addr, size_t size);
 bool mesh_splice_pins(void);
 /* A child has mappings of its own; the same lock. */
 void mesh_splice_postfork_child(void);

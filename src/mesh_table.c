@@ -12,6 +12,7 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_range.h"
+#include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_table.h"
 #include "jemalloc/internal/mesh_waiter.h"
 
@@ -191,14 +192,21 @@ mesh_table_make_private(mesh_table_t *table, mesh_range_t *range, int fd,
 	void *addr = (void *)mesh_range_addr(first);
 	*start = mesh_range_addr(first);
 	*size = mesh_range_end(last) - *start;
+	/* What the program has made of its pages stays so. */
+	bool     locked = mesh_range_locked(addr, *size);
+	int      prot = mesh_splice_prot(addr, *size);
 	unsigned tries = 0;
-	while (mmap(addr, *size, PROT_READ | PROT_WRITE,
+	while (mmap(addr, *size, prot,
 	           MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
 	           (off_t)mesh_range_leader(first))
 	    == MAP_FAILED) {
 		if (!mesh_range_try_again(addr, *size, &tries)) {
 			return true;
 		}
+	}
+	mesh_splice_protect(addr, *size);
+	if (locked) {
+		(void)mlock(addr, *size);
 	}
 	/* Not before: see above. */
 	atomic_fence(ATOMIC_RELEASE);
