@@ -70,6 +70,7 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
+#include "jemalloc/internal/malloc_io.h"
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_splice.h"
@@ -77,6 +78,8 @@
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
 #include "jemalloc/internal/mesh_worker.h"
+
+#include <fcntl.h>
 
 bool opt_mesh = false;
 
@@ -96,10 +99,23 @@ mesh_is_off(void) {
 	return atomic_load_p(&mesh_off, ATOMIC_RELAXED) != NULL;
 }
 
+/* Whether a descriptor is to be had: nothing can be looked up without. */
+static bool
+descriptor_is_left(void) {
+	int fd = malloc_open("/", O_PATH | O_CLOEXEC);
+	if (fd != -1) {
+		malloc_close(fd);
+	}
+	return fd != -1 || (get_errno() != EMFILE && get_errno() != ENFILE);
+}
+
 bool
 mesh_settle(void) {
 	if (atomic_load_b(&mesh_settled, ATOMIC_RELAXED) || mesh_is_off()) {
 		return mesh_is_off();
+	}
+	if (!descriptor_is_left()) {
+		return true;
 	}
 	const char *why = mesh_barrier_boot();
 	if (why != NULL) {

@@ -212,7 +212,7 @@ bool mesh_boot(tsdn_t *tsdn);
 /*
  * Looks up whether and how this process can mesh, before the first slice or pass;
  * where it cannot, says why in one sentence, and meshing is off.  The mesh lock is
- * held.  Returns true if it is off.
+ * held.  Returns true if it is off, or there is no descriptor to find that out.
  */
 bool mesh_settle(void);
 /* Meshing is off for good; no lock needed. */

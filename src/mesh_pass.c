@@ -650,7 +650,7 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 		/* malloc() sets errno when it fails, free() never. */
 		int saved_errno = get_errno();
 		if (mesh_settle()) {
-			/* Never again. */
+			/* Off, or later. */
 		} else if (!mesh_worker_wanted()) {
 			slice_run(tsdn, ns);
 			mesh_waiter_look_all();

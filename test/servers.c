@@ -331,6 +331,23 @@ threads_refused(void) {
 	report("refused");
 }
 
+/* All descriptors are in use as the first slabs could be meshed. */
+static void
+descriptors_used_up(void) {
+	struct rlimit limit, none;
+	if (getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+		die("getrlimit");
+	}
+	none = limit;
+	none.rlim_cur = 0;
+	setrlimit(RLIMIT_NOFILE, &none);
+	fragment();
+	serve(&held, 500);
+	setrlimit(RLIMIT_NOFILE, &limit);
+	serve_until_meshed();
+	report("end");
+}
+
 /* Objects that fill their slabs, of which few are freed again. */
 static void
 plain(void) {
@@ -348,7 +365,8 @@ main(int argc, char **argv) {
 	    {"grandchild", live_as_grandchild}, {"children", children},
 	    {"purge", purge}, {"alone", alone}, {"toggle", toggle},
 	    {"namespaces", namespaces}, {"refused", threads_refused},
-	    {"vfork", vforker}, {"plain", plain}};
+	    {"vfork", vforker},
+	    {"descriptors", descriptors_used_up}, {"plain", plain}};
 	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);
 	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
 		if (argc == 2 && strcmp(argv[1], scenarios[i].name) == 0) {

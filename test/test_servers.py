@@ -117,6 +117,13 @@ def test_child_of_vfork(program):
     assert seen["served"]["mesh"]["nmeshes"] > 1000, seen
 
 
+def test_no_descriptor_at_first(program):
+    """What a process may use is not decided while it has no descriptor to find out."""
+    seen = run(program, "descriptors")["end"]["mesh"]
+    assert seen["barrier_reason"] == seen["off"] == "", seen
+    assert seen["nmeshes"] > 1000, seen
+
+
 def test_namespaces(program):
     """Who has one thread may enter a user namespace; so may programs as they are."""
     assert run(program, "namespaces")["unshare"] == 0
