@@ -131,7 +131,10 @@ mesh_settle(void) {
 
 void
 mesh_unsettle(void) {
-	atomic_store_b(&mesh_settled, false, ATOMIC_RELAXED);
+	/* What was asked for by name was there, and is not given up for a refusal. */
+	if (opt_mesh_barrier == mesh_barrier_auto) {
+		atomic_store_b(&mesh_settled, false, ATOMIC_RELAXED);
+	}
 }
 
 bool

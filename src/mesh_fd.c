@@ -81,20 +81,41 @@ fd_dup(int fd, rlim_t least) {
 	return (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, (long)least);
 }
 
-/* The same descriptor at a number beyond the limit; -1 if that is not permitted. */
-static int
-fd_dup_beyond(int fd, const struct rlimit *limit) {
+/* Lets descriptors have numbers beyond the limit; true if that is not permitted. */
+static bool
+limit_raise(const struct rlimit *limit) {
 	struct rlimit more = *limit;
 	more.rlim_cur += FD_ROOM;
 	if (more.rlim_max < more.rlim_cur) {
 		more.rlim_max = more.rlim_cur;
 	}
-	if (setrlimit(RLIMIT_NOFILE, &more) != 0) {
+	return setrlimit(RLIMIT_NOFILE, &more) != 0;
+}
+
+/* The same descriptor at a number beyond the limit; -1 if that is not permitted. */
+static int
+fd_dup_beyond(int fd, const struct rlimit *limit) {
+	if (limit_raise(limit)) {
 		return -1;
 	}
 	int high = fd_dup(fd, limit->rlim_cur);
 	(void)setrlimit(RLIMIT_NOFILE, limit);
 	return high;
+}
+
+int
+mesh_fd_memfd(const char *name) {
+	unsigned cloexec = 1; /* MFD_CLOEXEC */
+	int      fd = (int)syscall(SYS_memfd_create, name, cloexec);
+	struct rlimit limit;
+	if (fd == -1 && get_errno() == EMFILE
+	    && getrlimit(RLIMIT_NOFILE, &limit) == 0 && !limit_raise(&limit)) {
+		fd = (int)syscall(SYS_memfd_create, name, cloexec);
+		int err = get_errno();
+		(void)setrlimit(RLIMIT_NOFILE, &limit);
+		set_errno(err);
+	}
+	return fd;
 }
 
 /* Closes fd, and returns the same descriptor at a number out of the way, or -1. */

@@ -31,6 +31,11 @@ bool mesh_fd_wanted(void);
 void mesh_fd_wanted_done(void);
 
 /*
+ * memfd_create(2), also where the program has used up all numbers: the one before,
+ * which it is made instead of, had none of those.
+ */
+int mesh_fd_memfd(const char *name);
+/*
  * Moves fd to where it is in nobody's way, and remembers it.  Returns true, fd
  * closed, and errno, if that cannot be done.
  */

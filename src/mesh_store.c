@@ -99,8 +99,7 @@ mesh_store_open(void) {
 		set_errno(EFBIG);
 		return true;
 	}
-	int fd = (int)syscall(
-	    SYS_memfd_create, "jemalloc-mesh", 1U /* MFD_CLOEXEC */);
+	int fd = mesh_fd_memfd("jemalloc-mesh");
 	if (fd == -1) {
 		return true;
 	}
