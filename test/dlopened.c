@@ -39,6 +39,7 @@ FORWARD(void *, je_calloc, (size_t n, size_t size), (n, size))
 FORWARD(void *, je_realloc, (void *p, size_t size), (p, size))
 FORWARD(void *, je_aligned_alloc, (size_t alignment, size_t size),
     (alignment, size))
+FORWARD(void *, je_mallocx, (size_t size, int flags), (size, flags))
 FORWARD(size_t, je_malloc_usable_size, (void *p), (p))
 FORWARD(int, je_mallctl,
     (const char *name, void *old, size_t *old_size, void *new, size_t size),
@@ -51,4 +52,13 @@ je_free(void *p) {
 		*(void **)&function = lookup("je_free");
 	}
 	function(p);
+}
+
+void
+je_dallocx(void *p, int flags) {
+	static void (*function)(void *, int);
+	if (function == NULL) {
+		*(void **)&function = lookup("je_dallocx");
+	}
+	function(p, flags);
 }

@@ -310,7 +310,10 @@ limit_use_up(void) {
 
 static void
 limit_set(void) {
-	struct rlimit limit = {LIMIT, LIMIT};
+	/* The hard one stays: without, or rights, ours cannot be out of the way. */
+	struct rlimit limit;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = LIMIT;
 	if (setrlimit(RLIMIT_NOFILE, &limit) != 0) {
 		die("setrlimit");
 	}
