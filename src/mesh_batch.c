@@ -609,7 +609,8 @@ batch_find_mutexes(const mesh_site_t *site, batch_t *batch) {
 		const void *at = move->raised ? (const void *)move->contents
 		                              : edata_addr_get(move->slab);
 		move->stuck = move->stuck
-		    || mesh_mutex_locked(at, move->live, site_nwords(site),
+		    || mesh_mutex_locked(at, site_size(site), move->live,
+		        site_nwords(site),
 		        bin_infos[site->binind].reg_size);
 	}
 }

@@ -12,16 +12,18 @@
  * with the number of the thread that has it locked, that number once more, and the
  * kind.  What looks so by chance is left alone for nothing.
  *
- * Called by mesh_batch.  Takes no lock.
+ * Called by mesh_batch under the mesh lock.  Takes no lock.
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_mutex.h"
+#include "jemalloc/internal/mesh_store.h"
 
 #include <linux/futex.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 
 /* Of glibc's pthread_mutex_t. */
 typedef struct {
@@ -35,6 +37,9 @@ typedef struct {
 #define KIND_ROBUST UINT32_C(16)
 #define KIND_INHERIT UINT32_C(32)
 #define KIND_MAX UINT32_C(0xff)
+
+/* Guarded by the mesh lock. */
+static byte_t slab_copy[MESH_STORE_SLAB_MAX];
 
 static bool
 mutex_locked(const mutex_t *mutex) {
@@ -58,11 +63,17 @@ region_locked(const byte_t *region, size_t size) {
 }
 
 bool
-mesh_mutex_locked(const void *slab, const uint64_t *live, unsigned nwords,
-    size_t reg_size) {
+mesh_mutex_locked(const void *slab, size_t size, const uint64_t *live,
+    unsigned nwords, size_t reg_size) {
+	/* The program may have protected some of it: that must not be a fault. */
+	struct iovec to = {slab_copy, size};
+	struct iovec from = {(void *)(uintptr_t)slab, size};
+	if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) != (ssize_t)size) {
+		return true;
+	}
 	for (unsigned w = 0; w < nwords; w++) {
 		for (uint64_t bits = live[w]; bits != 0; bits &= bits - 1) {
-			if (region_locked((const byte_t *)slab
+			if (region_locked(slab_copy
 			            + (w * 64 + ffs_u64(bits)) * reg_size,
 			        reg_size)) {
 				return true;

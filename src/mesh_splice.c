@@ -214,6 +214,15 @@ mesh_splice_postfork_child(void) {
 	mesh_fd_drop(&maps_fd);
 }
 
+/* Whether jemalloc has a page, and not, say, the stack of a thread. */
+static bool
+page_in_heap(uintptr_t addr) {
+	emap_full_alloc_ctx_t ctx;
+	return !emap_full_alloc_ctx_try_lookup(
+	           TSDN_NULL, &arena_emap_global, (void *)addr, &ctx)
+	    && ctx.edata != NULL;
+}
+
 /* Whether a line is of what devices write to memory by. */
 static bool
 line_pins(const char *line) {
@@ -231,14 +240,16 @@ maps_line(const char *line, spans_t *spans) {
 	                           : 0;
 	maps_pins |= line_pins(line);
 	if (*at != ' ' || memcmp(at + 1, "rw-", 3) == 0
-	    || !mesh_walk_covers(begin, end)) {
+	    || !mesh_walk_covers(begin, end)
+	    || (!page_in_heap(begin) && !page_in_heap(end - PAGE))) {
 		return;
 	}
 	int prot = (at[1] == 'r' ? PROT_READ : 0)
 	    | (at[2] == 'w' ? PROT_WRITE : 0) | (at[3] == 'x' ? PROT_EXEC : 0);
 	if (spans->n == PROTECTED_MAX) {
-		/* So many that what lies in between counts, too. */
+		/* So many that what lies in between counts, too, as who knows what. */
 		spans->spans[PROTECTED_MAX - 1].end = end;
+		spans->spans[PROTECTED_MAX - 1].prot = PROT_READ | PROT_WRITE;
 	} else {
 		spans->spans[spans->n++] = (span_t){begin, end, prot};
 	}
