@@ -67,7 +67,9 @@ def test_who_falls_asleep(program, barrier):
 @pytest.mark.parametrize("barrier", BARRIERS)
 @pytest.mark.parametrize("conf, args", [
     (REQUEST, ("-p",)), (BACKGROUND, ()), (MESH, ())], ids=["request", "always", "plain"])
-@pytest.mark.parametrize("ways", ["future,atomic", None], ids=["c++", "all"])
+@pytest.mark.parametrize("ways", [
+    "future,atomic", pytest.param(None, marks=pytest.mark.xfail(
+        reason="as above: futex_waitv, process-shared conditions"))], ids=["c++", "all"])
 def test_asleep_for_long(program, barrier, conf, args, ways):
     """All fall asleep before anything meshes, and are woken when it has."""
     run = program("sleepers").run(
