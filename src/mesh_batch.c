@@ -65,7 +65,7 @@ struct move_s {
 	bool led;
 	bool fresh;
 	/*
-	 * It may not move: it is locked into memory, or has a locked mutex in it, is
+	 * It may not move: it is locked into memory, or mesh_mutex_found() one, is
 	 * not ours alone, what it leaves cannot be freed, or its leader has not moved.
 	 */
 	bool stuck;
@@ -601,15 +601,16 @@ batch_raise_some(batch_t *batch, unsigned i, unsigned end, size_t size) {
 	return false;
 }
 
-/* Leaves those alone that the kernel may write to without waiting. */
+/* Leaves those from i to end alone that the kernel may write to without waiting. */
 static void
-batch_find_mutexes(const mesh_site_t *site, batch_t *batch) {
-	for (unsigned i = 0; mesh_barrier_is_uffd() && i < batch->nmoves; i++) {
+batch_find_mutexes(
+    const mesh_site_t *site, batch_t *batch, unsigned i, unsigned end) {
+	for (; mesh_barrier_is_uffd() && i < end; i++) {
 		move_t     *move = &batch->moves[i];
 		const void *at = move->raised ? (const void *)move->contents
 		                              : edata_addr_get(move->slab);
 		move->stuck = move->stuck
-		    || mesh_mutex_locked(at, site_size(site), move->live,
+		    || mesh_mutex_found(at, site_size(site), move->live,
 		        site_nwords(site),
 		        bin_infos[site->binind].reg_size);
 	}
@@ -620,8 +621,12 @@ batch_find_mutexes(const mesh_site_t *site, batch_t *batch) {
  * over; anything else is a refusal of the kernel's.
  */
 static void
-batch_raise(batch_t *batch, size_t size, const char **why) {
+batch_raise(const mesh_site_t *site, batch_t *batch, const char **why) {
+	size_t size = site_size(site);
 	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
+		/* As late as can be: others are made all the time. */
+		batch_find_mutexes(
+		    site, batch, i, stretch_end(batch, i, size));
 		end = stretch_end(batch, i, size);
 		if (batch->moves[i].stuck
 		    || !batch_raise_some(batch, i, end, size)) {
@@ -724,10 +729,9 @@ batch_splice(const mesh_site_t *site, batch_t *batch) {
 	if (why != NULL) {
 		return why;
 	}
-	batch_find_mutexes(site, batch);
-	batch_raise(batch, size, &why);
-	/* Some may have been locked just before. */
-	batch_find_mutexes(site, batch);
+	batch_raise(site, batch, &why);
+	/* Some may have been made just before. */
+	batch_find_mutexes(site, batch, 0, batch->nmoves);
 	batch_copy(site, batch);
 	batch_splice_all(batch, size, &why);
 	batch_lower(batch, size);

@@ -37,6 +37,7 @@
 
 #include "jemalloc/internal/mesh_call.h"
 #include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_task.h"
 
 #include <linux/futex.h>
 #include <poll.h>
@@ -44,7 +45,6 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
-#include <sys/uio.h>
 
 #ifdef __x86_64__
 
@@ -569,7 +569,8 @@ call_write_left(const call_t *call) {
 	if (call->end_ns != NEVER) {
 		struct iovec from = {left, sizeof(left)};
 		struct iovec to = {(void *)call->args[where], sizeof(left)};
-		syscall(SYS_process_vm_writev, getpid(), &from, 1, &to, 1, 0);
+		syscall(SYS_process_vm_writev, mesh_tasks_self(), &from, 1, &to,
+		    1, 0);
 	}
 }
 
@@ -584,10 +585,7 @@ code_read(unsigned char *code, uintptr_t pc, size_t size) {
 		memcpy(code, (const void *)first, size);
 		return false;
 	}
-	struct iovec from = {(void *)first, size};
-	struct iovec to = {code, size};
-	return syscall(SYS_process_vm_readv, getpid(), &to, 1, &from, 1, 0)
-	    != (long)size;
+	return mesh_tasks_peek(code, (const void *)first, size);
 }
 
 /*

@@ -5,11 +5,11 @@
 
 /*
  * Whether some region of a slab, of those whose bits are set in live, has in it what
- * looks like a locked mutex of a kind that the kernel writes to, or cannot be read.
+ * looks like a mutex of a kind that the kernel writes to, or cannot be read.
  * slab is where it is to be read, size and reg_size in bytes, nwords words of bitmap.
  * The mesh lock is held.
  */
-bool mesh_mutex_locked(const void *slab, size_t size, const uint64_t *live,
+bool mesh_mutex_found(const void *slab, size_t size, const uint64_t *live,
     unsigned nwords, size_t reg_size);
 
 #endif /* JEMALLOC_INTERNAL_MESH_MUTEX_H */

@@ -50,7 +50,6 @@
 #include <linux/futex.h>
 #include <signal.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 
 /*
  * Threads that can be stopped; with more, nothing is meshed.  Costs no memory
@@ -189,7 +188,7 @@ signals_block(uint64_t *old) {
 static mesh_call_t
 handler_park(uint32_t epoch) {
 	mesh_call_t    seen = {.nr = -1};
-	stop_thread_t *self = thread_find((uint32_t)syscall(SYS_gettid));
+	stop_thread_t *self = thread_find(mesh_tasks_self());
 	if (self == NULL) {
 		return seen;
 	}
@@ -362,12 +361,10 @@ task_call(const mesh_tasks_t *tasks, uint32_t tid, mesh_call_t *call) {
  */
 static bool
 call_awaits(const mesh_call_t *call) {
-	uint64_t     set;
-	struct iovec from = {(void *)(uintptr_t)call->args[0], sizeof(set)};
-	struct iovec to = {&set, sizeof(set)};
+	uint64_t set;
 	return call->last && call->nr == SYS_rt_sigtimedwait
-	    && process_vm_readv(getpid(), &to, 1, &from, 1, 0)
-	    == (ssize_t)sizeof(set)
+	    && !mesh_tasks_peek(
+	        &set, (void *)(uintptr_t)call->args[0], sizeof(set))
 	    && signal_in(set);
 }
 
@@ -644,7 +641,7 @@ mesh_stop_world(void) {
 	if (mesh_tasks_open(&tasks)) {
 		return stop_no_tasks;
 	}
-	const char *why = world_park(&tasks, (uint32_t)syscall(SYS_gettid));
+	const char *why = world_park(&tasks, mesh_tasks_self());
 	mesh_tasks_close(&tasks);
 	return why;
 }

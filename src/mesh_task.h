@@ -3,7 +3,29 @@
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
 #define MESH_TASKS "/proc/self/task"
+
+static inline uint32_t
+mesh_tasks_self(void) {
+	return (uint32_t)syscall(SYS_gettid);
+}
+
+/*
+ * Reads size bytes that the program may have unmapped or protected; returns true if
+ * so.  Uses the stack and a system call only.
+ */
+static inline bool
+mesh_tasks_peek(void *to, const void *from, size_t size) {
+	struct iovec local = {to, size};
+	struct iovec remote = {(void *)(uintptr_t)from, size};
+	/* Not the process, which has no memory once its first thread has ended. */
+	return syscall(SYS_process_vm_readv, mesh_tasks_self(), &local, 1, &remote,
+	           1, 0)
+	    != (long)size;
+}
 
 /* A thread of jemalloc's own begins, or ends; no lock needed. */
 void mesh_tasks_own_enter(void);

@@ -704,7 +704,7 @@ viewer_begin(void) {
 	}
 	viewer_store = -1;
 	viewer_pagemap = malloc_open(
-	    "/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	    "/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
 	/* The program may have closed it meanwhile. */
 	return !mesh_fd_valid(&viewer_barrier) ? viewer_absent
 	    : viewer_pagemap == -1             ? viewer_impossible

@@ -25,6 +25,10 @@
  * or has run for so long that it cannot be on that way any more.  It is poked at
  * once if nobody can look again.
  *
+ * Whom another thread has sent to a second word (FUTEX_CMP_REQUEUE) sleeps there, but
+ * the kernel tells of the first one only.  So a second after ranges were noted all that
+ * sleep in a shared wait are poked, whatever the word.  That is a sweep.
+ *
  * /proc tells which word a thread sleeps on (8 us a thread).  A thread whose CPU
  * time has not changed since still does (0.3 us), so to look at a thousand sleepers
  * takes half a millisecond; and looks take one part in WAITER_SHARE of the time at
@@ -49,7 +53,6 @@
 
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 
 /* What older headers lack. */
 #ifndef FUTEX_LOCK_PI2
@@ -67,6 +70,9 @@
 #define WAITER_SHARE 100
 #define WAITER_PAUSE_NS_MIN UINT64_C(1000000)
 #define WAITER_PAUSE_NS_MAX UINT64_C(500000000)
+/* From one sweep to the next, unless that takes more than one part in its share. */
+#define SWEEP_PAUSE_NS UINT64_C(1000000000)
+#define SWEEP_SHARE 400
 /*
  * Who has run for so long has not looked a word up before.  That takes less than a
  * microsecond, but a virtual processor may stand still meanwhile.
@@ -111,6 +117,12 @@ static size_t waiters_max;
 static atomic_zu_t waiters_nlate;
 /* When to look again. */
 static atomic_u64_t waiters_due_ns;
+
+/* Whether ranges were noted since the last sweep, and when the next may come. */
+static atomic_b_t   sweep_wanted;
+static atomic_u64_t sweep_due_ns;
+/* Whether this look is one. */
+static bool sweeping;
 
 /******************************************************************************/
 /* Notes. */
@@ -160,9 +172,17 @@ notes_take(void) {
 /******************************************************************************/
 /* One thread. */
 
-/* Whether any word of a futex_waitv(2) is noted. */
+/* Whether who sleeps on this word is to be poked. */
+static bool
+word_wanted(const waiter_t *waiter, uintptr_t word) {
+	return word != 0
+	    && (sweeping || noted(notes_now, word)
+	        || (waiter->late && noted(notes_late, word)));
+}
+
+/* A word of a futex_waitv(2) that is wanted, or 0. */
 static uintptr_t
-waitv_word(uintptr_t addr, uint64_t n) {
+waitv_word(const waiter_t *waiter, uintptr_t addr, uint64_t n) {
 	/* Stacks may be small; the mesh lock guards it. */
 	static struct {
 		uint64_t value;
@@ -174,16 +194,12 @@ waitv_word(uintptr_t addr, uint64_t n) {
 		return 0;
 	}
 	/* It may be gone by now. */
-	struct iovec to = {words, n * sizeof(words[0])};
-	struct iovec from = {(void *)addr, n * sizeof(words[0])};
-	if (process_vm_readv(getpid(), &to, 1, &from, 1, 0)
-	    != (ssize_t)(n * sizeof(words[0]))) {
+	if (mesh_tasks_peek(words, (void *)addr, n * sizeof(words[0]))) {
 		return 0;
 	}
 	for (size_t i = 0; i < n; i++) {
 		if ((words[i].flags & FUTEX2_PRIVATE) == 0
-		    && (noted(notes_now, words[i].word)
-		        || noted(notes_late, words[i].word))) {
+		    && word_wanted(waiter, words[i].word)) {
 			return words[i].word;
 		}
 	}
@@ -195,7 +211,7 @@ waitv_word(uintptr_t addr, uint64_t n) {
  * does not sleep in a shared wait.  several: it is one of them, as it looks now.
  */
 static uintptr_t
-syscall_word(const char *text, bool *several) {
+syscall_word(const waiter_t *waiter, const char *text, bool *several) {
 	char    *end;
 	uint64_t number = malloc_strtoumax(text, &end, 10);
 	uint64_t args[6] = {0};
@@ -204,20 +220,24 @@ syscall_word(const char *text, bool *several) {
 	}
 	*several = (number == NR_FUTEX_WAITV);
 	if (*several) {
-		return waitv_word((uintptr_t)args[0], args[1]);
+		return waitv_word(waiter, (uintptr_t)args[0], args[1]);
 	}
 	if (number == NR_FUTEX_WAIT) {
 		return (args[3] & FUTEX2_PRIVATE) != 0 ? 0 : (uintptr_t)args[0];
 	}
-	if (number != SYS_futex || (args[1] & FUTEX_PRIVATE_FLAG) != 0) {
+	/*
+	 * What the kernel or a handler of ours goes on with: the arguments are still
+	 * those of the first call, if of another one than futex(2) the word is wrong.
+	 */
+	if ((number != SYS_futex && number != SYS_restart_syscall)
+	    || (args[1] & FUTEX_PRIVATE_FLAG) != 0) {
 		return 0;
 	}
 	switch (args[1] & FUTEX_CMD_MASK) {
 	case FUTEX_WAIT_REQUEUE_PI:
 		/* It may wait for the second word by now. */
 		*several = true;
-		return (uintptr_t)(noted(notes_now, (uintptr_t)args[4])
-		            || noted(notes_late, (uintptr_t)args[4])
+		return (uintptr_t)(word_wanted(waiter, (uintptr_t)args[4])
 		        ? args[4]
 		        : args[0]);
 	case FUTEX_WAIT:
@@ -251,7 +271,7 @@ waiter_read(
 	}
 	/* Elsewhere than in a system call, as in a page fault. */
 	bool      several = false;
-	uintptr_t word = *text == '-' ? 0 : syscall_word(text, &several);
+	uintptr_t word = *text == '-' ? 0 : syscall_word(waiter, text, &several);
 	if (mesh_tasks_ran_ns(waiter->tid) != cpu_ns) {
 		/* It has run meanwhile. */
 		return true;
@@ -264,9 +284,9 @@ waiter_read(
 
 /* Looks at one thread; fresh: there are new notes. */
 static void
-waiter_look(const mesh_tasks_t *tasks, waiter_t *waiter, bool fresh) {
-	uint64_t cpu_ns = mesh_tasks_ran_ns(waiter->tid);
-	bool     any = false;
+waiter_look(const mesh_tasks_t *tasks, waiter_t *waiter, uint64_t cpu_ns,
+    bool fresh) {
+	bool any = false;
 	if (waiter->asleep_ns == 0 || cpu_ns != waiter->asleep_ns) {
 		if (waiter_read(tasks, waiter, cpu_ns, &any)) {
 			if (fresh || waiter->late_ns == 0) {
@@ -278,10 +298,7 @@ waiter_look(const mesh_tasks_t *tasks, waiter_t *waiter, bool fresh) {
 			return;
 		}
 	}
-	bool poke = any
-	    || (waiter->word != 0
-	        && (noted(notes_now, waiter->word)
-	            || (waiter->late && noted(notes_late, waiter->word))));
+	bool poke = any || word_wanted(waiter, waiter->word);
 	waiter->late_ns = 0;
 	/* Who cannot be poked now is tried again. */
 	waiter->late = poke && mesh_stop_poke((pid_t)waiter->tid);
@@ -356,12 +373,26 @@ waiters_list(mesh_tasks_t *tasks, uint32_t self) {
 	    || mesh_tasks_count() != before;
 }
 
+/* When the next sweep may come, after one that took so long. */
+static void
+sweep_done(uint64_t end_ns, uint64_t took_ns) {
+	uint64_t pause = took_ns * SWEEP_SHARE;
+	pause = pause < SWEEP_PAUSE_NS ? SWEEP_PAUSE_NS : pause;
+	atomic_store_u64(&sweep_due_ns, end_ns + pause, ATOMIC_RELAXED);
+}
+
 /* One look.  Returns how many threads are late. */
 static size_t
 waiters_look(uint32_t self) {
+	uint64_t     begin = now_ns();
 	bool         fresh = notes_take();
 	bool         alone = mesh_tasks_alone();
 	size_t       nlate = 0;
+	if (fresh) {
+		atomic_store_b(&sweep_wanted, true, ATOMIC_RELAXED);
+	}
+	sweeping = atomic_load_b(&sweep_wanted, ATOMIC_RELAXED)
+	    && begin >= atomic_load_u64(&sweep_due_ns, ATOMIC_RELAXED);
 	mesh_tasks_t tasks;
 	bool         failed = !alone && mesh_tasks_open(&tasks);
 	if (alone) {
@@ -371,12 +402,21 @@ waiters_look(uint32_t self) {
 		failed = waiters_list(&tasks, self);
 		for (size_t i = 0; i < nwaiters; i++) {
 			waiter_t *waiter = &waiters[i];
-			if (fresh || waiter->late) {
-				waiter_look(&tasks, waiter, fresh);
+			uint64_t  cpu_ns = mesh_tasks_ran_ns(waiter->tid);
+			/* It may have ended in the midst of the list. */
+			failed |= cpu_ns == 0;
+			if (fresh || waiter->late || sweeping) {
+				waiter_look(&tasks, waiter, cpu_ns, fresh);
 			}
 			nlate += waiter->late;
 		}
 		mesh_tasks_close(&tasks);
+	}
+	if (sweeping) {
+		/* Who was not in the list is swept the next time. */
+		atomic_store_b(&sweep_wanted, failed, ATOMIC_RELAXED);
+		uint64_t end = now_ns();
+		sweep_done(end, end - begin);
 	}
 	/* Then the notes are kept for those that are seen for the first time. */
 	nlate += failed;
@@ -389,11 +429,14 @@ waiters_look(uint32_t self) {
 
 uint64_t
 mesh_waiter_wait_ns(void) {
+	uint64_t due = atomic_load_u64(&waiters_due_ns, ATOMIC_RELAXED);
 	if (!atomic_load_b(&notes_any, ATOMIC_ACQUIRE)
 	    && atomic_load_zu(&waiters_nlate, ATOMIC_ACQUIRE) == 0) {
-		return UINT64_MAX;
+		if (!atomic_load_b(&sweep_wanted, ATOMIC_RELAXED)) {
+			return UINT64_MAX;
+		}
+		due = atomic_load_u64(&sweep_due_ns, ATOMIC_RELAXED);
 	}
-	uint64_t due = atomic_load_u64(&waiters_due_ns, ATOMIC_RELAXED);
 	uint64_t now = now_ns();
 	return due > now ? due - now : 0;
 }
@@ -404,7 +447,7 @@ mesh_waiter_look(void) {
 		return;
 	}
 	uint64_t begin = now_ns();
-	waiters_look((uint32_t)syscall(SYS_gettid));
+	waiters_look(mesh_tasks_self());
 	uint64_t end = now_ns();
 	uint64_t pause = (end - begin) * WAITER_SHARE;
 	pause = pause < WAITER_PAUSE_NS_MIN ? WAITER_PAUSE_NS_MIN
@@ -418,7 +461,7 @@ mesh_waiter_look_all(void) {
 	if (mesh_waiter_wait_ns() == UINT64_MAX) {
 		return;
 	}
-	size_t nlate = waiters_look((uint32_t)syscall(SYS_gettid));
+	size_t nlate = waiters_look(mesh_tasks_self());
 	for (size_t i = 0; nlate > 0 && i < nwaiters; i++) {
 		if (waiters[i].late && !mesh_stop_poke((pid_t)waiters[i].tid)) {
 			waiters[i].late = false;
@@ -433,6 +476,7 @@ mesh_waiter_postfork_child(void) {
 	mesh_tasks_postfork_child();
 	nwaiters = 0;
 	atomic_store_zu(&waiters_nlate, 0, ATOMIC_RELAXED);
+	atomic_store_b(&sweep_wanted, false, ATOMIC_RELAXED);
 	atomic_store_b(&notes_any, false, ATOMIC_RELAXED);
 	memset(notes_fresh, 0, sizeof(notes_fresh));
 	memset(notes_late, 0, sizeof(notes_late));

@@ -689,6 +689,7 @@ struct Pair {
 	std::atomic<uint64_t> woken_at;
 	std::atomic<bool>     lost, ended;
 	pthread_t             sleeper;
+	std::atomic<pid_t>    sleeper_tid, waker_tid;
 	rng_t                 rng;
 };
 
@@ -724,6 +725,7 @@ pair_choose(Pair *p) {
 
 void
 sleeper_main(Pair *p) {
+	p->sleeper_tid = gettid();
 	threads_set_up();
 	uint32_t round = 0;
 	while (!stop) {
@@ -778,6 +780,7 @@ pause_some(rng_t *rng) {
 
 void
 waker_main(Pair *p) {
+	p->waker_tid = gettid();
 	threads_set_up();
 	rng_t rng = {p->rng.state ^ 1};
 	for (uint32_t round = 1;; round++) {
@@ -791,6 +794,24 @@ waker_main(Pair *p) {
 		p->woken_at = now_ns();
 		p->way->wake();
 		p->done.set(round);
+	}
+}
+
+/* Says where a thread is. */
+void
+thread_print(const char *what, pid_t tid) {
+	for (const char *name : {"syscall", "stack"}) {
+		char path[64], text[2000];
+		std::snprintf(path, sizeof(path), "/proc/self/task/%d/%s", tid, name);
+		std::FILE *file = std::fopen(path, "r");
+		size_t     n = file == nullptr
+		        ? 0
+		        : std::fread(text, 1, sizeof(text), file);
+		std::fprintf(stderr, "%s %d %s: %.*s\n", what, tid, name, int(n),
+		    text);
+		if (file != nullptr) {
+			std::fclose(file);
+		}
 	}
 }
 
@@ -810,6 +831,10 @@ pairs_look_after() {
 		}
 		if (!p->lost.exchange(true)) {
 			ways[p->kind].lost++;
+			std::fprintf(stderr, "lost: %s, object %p\n",
+			    ways[p->kind].name, (void *)p->way);
+			thread_print("sleeper", p->sleeper_tid);
+			thread_print("waker", p->waker_tid);
 		}
 		if (!blocked) {
 			pthread_kill(p->sleeper, SIGUSR1);
