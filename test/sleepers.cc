@@ -620,6 +620,10 @@ struct RequeuePi : Requeue {
 	}
 };
 
+/* With -o, what is freed when all have objects, or those would be close together. */
+Way                 **spare;
+std::atomic<unsigned> nspare;
+
 template <typename T>
 Way *
 make(rng_t *rng) {
@@ -629,7 +633,12 @@ make(rng_t *rng) {
 		way = new T;
 	}
 	for (unsigned i = 0; i < SPARSE; i++) {
-		if (i != kept) {
+		if (i == kept) {
+			continue;
+		}
+		if (once) {
+			spare[nspare++] = all[i];
+		} else {
 			delete all[i];
 		}
 	}
@@ -945,6 +954,10 @@ run_once() {
 	for (unsigned i = 0; i < npairs; i++) {
 		pairs[i].prepared.wait(1);
 	}
+	for (unsigned i = 0; i < nspare; i++) {
+		delete spare[i];
+	}
+	ctl_do("thread.tcache.flush");
 	nap(300);
 	if (passes) {
 		mesh_pass();
@@ -1057,6 +1070,8 @@ main(int argc, char **argv) {
 		return 2;
 	}
 	pairs = static_cast<Pair *>(outside_alloc(npairs * sizeof(Pair)));
+	spare = static_cast<Way **>(
+	    outside_alloc(npairs * SPARSE * sizeof(Way *)));
 	gate = static_cast<Event *>(outside_alloc(sizeof(Event)));
 	child_bad = static_cast<std::atomic<uint64_t> *>(
 	    outside_alloc_shared(sizeof(*child_bad)));
