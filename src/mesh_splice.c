@@ -231,6 +231,14 @@ line_pins(const char *line) {
 	    || strstr(line, "/dev/infiniband/") != NULL;
 }
 
+/* Whether a line, from its rights on, is of plain memory, ours or the kernel's. */
+static bool
+line_is_plain(const char *rights) {
+	return memcmp(rights, "rw-", 3) == 0
+	    && (strchr(rights, '/') == NULL
+	        || strstr(rights, "/memfd:jemalloc-mesh") != NULL);
+}
+
 /* Takes in a mapping, from its line: "begin-end rwxp" and so on. */
 static void
 maps_line(const char *line, spans_t *spans) {
@@ -239,7 +247,7 @@ maps_line(const char *line, spans_t *spans) {
 	uintptr_t end = *at == '-' ? (uintptr_t)malloc_strtoumax(at + 1, &at, 16)
 	                           : 0;
 	maps_pins |= line_pins(line);
-	if (*at != ' ' || memcmp(at + 1, "rw-", 3) == 0
+	if (*at != ' ' || line_is_plain(at + 1)
 	    || !mesh_walk_covers(begin, end)
 	    || (!page_in_heap(begin) && !page_in_heap(end - PAGE))) {
 		return;

@@ -43,9 +43,7 @@ def run(program):
 
 @pytest.mark.parametrize("barrier, tie", [
     *(("move", tie) for tie in [*KNOWN, *HARMLESS, *KERNELS]),
-    # A mapping of the program's own that looks like memory is not known for one.
-    *(pytest.param(barrier, tie, marks=[pytest.mark.xfail] if tie == "fixed" else [])
-      for barrier in BARRIERS[1:] for tie in [*KNOWN, *HARMLESS])])
+    *((barrier, tie) for barrier in BARRIERS[1:] for tie in [*KNOWN, *HARMLESS])])
 def test_tied_before(run, barrier, tie):
     """Slabs with a tied page do not mesh, others do."""
     result = run("ties", "before", tie, barrier=barrier)
@@ -58,20 +56,23 @@ def test_tied_before_without_move(run, tie):
     assert run("ties", "before", tie, barrier="userfaultfd")["lost"] > 10
 
 
-@pytest.mark.xfail(reason="a fork's views have the protection of when mappings were"
-                          " counted last, and go over what was mapped since")
 @pytest.mark.parametrize("barrier", BARRIERS)
-@pytest.mark.parametrize("tie", [*KNOWN, "cold", "pageout", "soft_offline"])
+@pytest.mark.parametrize(
+    "tie", [*KNOWN[:-1], "cold", "pageout", "soft_offline"])
 def test_tied_after(run, barrier, tie):
-    """What is meshed already, and tied then, does not move on."""
+    """What is meshed already, and tied then, does not move on, nor is it lost by forks."""
     result = run("ties", "after", tie, barrier=barrier, conf=TICKS)
     assert result["lost"] == 0 and result["count"] > 10, result
 
 
-@pytest.mark.parametrize("tie", ["wipeonfork", "free", "dontneed"])
+@pytest.mark.parametrize("tie", ["wipeonfork", "free", "dontneed", "fixed"])
 def test_tied_after_in_the_store(run, tie):
-    """The control: the kernel does these to private memory only (documented)."""
-    assert run("ties", "after", tie, barrier="move")["lost"] > 10
+    """The control: the kernel does these to private memory only (documented).
+
+    A file that the program maps over what has meshed is gone from the next fork on.
+    """
+    conf = TICKS if tie == "fixed" else REQUEST
+    assert run("ties", "after", tie, barrier="move", conf=conf)["lost"] > 10
 
 
 @pytest.mark.parametrize("where", ["heap", "manual", "aligned", "store"])
@@ -113,13 +114,16 @@ def test_sent(run, barrier, way):
     assert result["lost"] == 0 and result["count"] > 10, result
 
 
-@pytest.mark.xfail(reason="on a busy machine less is written than the test asks for")
 @pytest.mark.parametrize("barrier", BARRIERS)
 @pytest.mark.parametrize("way", ["vm", "mem", "ptrace"])
 def test_other_process(run, barrier, way):
-    """What another process writes is there; it may be refused while a slab moves."""
+    """What another process writes is there; it may be refused while a slab moves.
+
+    A signal does not stop other processes: one write in many is lost (documented).
+    """
     result = run("pins", "peer", way, barrier=barrier)
-    assert result["lost"] == 0 and result["count"] > 1000, result
+    lost = result["count"] // 1000 if barrier == "signal" else 0
+    assert result["lost"] <= lost and result["count"] > 100, result
 
 
 @contextlib.contextmanager

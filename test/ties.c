@@ -428,6 +428,8 @@ run_after(void) {
 			tied[i] = !refused(tie, i);
 		}
 	}
+	/* Until mappings may be looked at again: a fork does not always. */
+	usleep(1500000);
 	places_move();
 	for (unsigned i = 0; i < NPLACES; i++) {
 		results->lost += tied[i] && !tie->holds(page_of(places[i]));
