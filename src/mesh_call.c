@@ -657,6 +657,18 @@ code_number(uintptr_t pc) {
 	return -1;
 }
 
+/*
+ * Whether these are arguments of FUTEX_WAIT or FUTEX_WAIT_BITSET with a timeout, as
+ * far as one can see.  libstdc++ makes that call by syscall(3), whose code does not
+ * tell the number.
+ */
+static bool
+args_are_futex(const uint64_t *args) {
+	uint64_t op = args[1] & (uint64_t)FUTEX_CMD_MASK;
+	return args[0] >= PAGE && args[0] % sizeof(uint32_t) == 0
+	    && (op == FUTEX_WAIT || op == FUTEX_WAIT_BITSET) && args[3] >= PAGE;
+}
+
 static bool
 code_is_call(uintptr_t pc) {
 	unsigned char code[2];
@@ -683,6 +695,9 @@ mesh_call_go_on(
 	if (call.nr == -1 && is_same && socket_timeout(seen->nr) == 0
 	    && memcmp(args, seen->args, sizeof(args)) == 0) {
 		call.nr = seen->nr;
+	}
+	if (call.nr == -1 && args_are_futex(args)) {
+		call.nr = SYS_futex;
 	}
 	memcpy(&call.mask, &context->uc_sigmask, sizeof(call.mask));
 	call.end_ns = call_end_ns(
