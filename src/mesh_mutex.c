@@ -12,7 +12,8 @@
  * with the number of the thread that has it locked, that number once more, and the
  * kind; or nothing but the kind.  What looks so by chance is left alone for nothing.
  *
- * Called by mesh_batch under the mesh lock.  Takes no lock.
+ * Called by mesh_batch, and by mesh_view at a fork, under the mesh lock.  Takes no
+ * lock.
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"
@@ -47,6 +48,7 @@ typedef struct {
 
 /* Guarded by the mesh lock. */
 static byte_t slab_copy[MESH_STORE_SLAB_MAX];
+static bool   mutex_seen;
 
 static bool
 is_mutex(const mutex_t *mutex) {
@@ -56,9 +58,11 @@ is_mutex(const mutex_t *mutex) {
 	}
 	uint32_t tid = mutex->lock & FUTEX_TID_MASK;
 	if (tid != 0) {
-		return (mutex->owner == tid || mutex->owner == 0
-		           || mutex->owner == OWNER_INCONSISTENT)
+		bool locked = (mutex->owner == tid || mutex->owner == 0
+		                  || mutex->owner == OWNER_INCONSISTENT)
 		    && syscall(SYS_tgkill, getpid(), tid, 0) == 0;
+		mutex_seen |= locked;
+		return locked;
 	}
 	/* Its owner has ended; or it is free, and may have users that wait elsewhere. */
 	return (mutex->lock & FUTEX_OWNER_DIED) != 0
@@ -76,6 +80,11 @@ region_has_mutex(const byte_t *region, size_t size) {
 		}
 	}
 	return false;
+}
+
+bool
+mesh_mutex_seen(void) {
+	return mutex_seen;
 }
 
 bool

@@ -11,5 +11,7 @@
  */
 bool mesh_mutex_found(const void *slab, size_t size, const uint64_t *live,
     unsigned nwords, size_t reg_size);
+/* Whether the program has had a locked one in a slab that was looked at. */
+bool mesh_mutex_seen(void);
 
 #endif /* JEMALLOC_INTERNAL_MESH_MUTEX_H */

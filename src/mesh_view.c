@@ -36,8 +36,9 @@
  * viewer ends before there is a new one.  It takes no lock but view_mtx and
  * touches no heap page, since whoever waits for it may hold any other.  Where there
  * is no viewer - threads not wanted, no userfaultfd, not glibc - all ranges are
- * made private before the fork; and in any case those that a child writes to before
- * it can map its views (mesh_libc.c).
+ * made private before the fork.  So they are in programs that have mutexes for which
+ * the kernel does not wait (mesh_mutex.c); and in any case those that a child writes to
+ * before it can map its views (mesh_libc.c).
  *
  * Called by mesh_fork, by mesh_group for what is freed meanwhile, by mesh_pass.
  * view_mtx is a leaf and guards the table, its states and the places.
@@ -51,6 +52,7 @@
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_libc.h"
+#include "jemalloc/internal/mesh_mutex.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
@@ -949,7 +951,8 @@ mesh_view_part(tsdn_t *tsdn) {
 	view_nfrozen = 0;
 	/* First, since what is being lifted must not go on being lifted. */
 	bool err;
-	if (!ranges_protect(tsdn, &err)) {
+	if ((state == view_lifting || !mesh_mutex_seen())
+	    && !ranges_protect(tsdn, &err)) {
 		return err;
 	}
 	const mesh_fd_t *store = mesh_store_fd();
