@@ -92,6 +92,8 @@ struct stop_thread_s {
 	const char *why;
 	bool        asleep;
 	bool        ended;
+	/* The signals that it blocked when it was looked at. */
+	uint64_t blocked;
 	/*
 	 * The call in which it is asleep.  Its handler reads that after it was
 	 * parked, when nobody writes any more.
@@ -385,12 +387,11 @@ thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	uint32_t tid = atomic_load_u32(&thread->tid, ATOMIC_RELAXED);
 	uint64_t last_ns = thread->looked_ns;
 	char     state;
-	uint64_t blocked;
 	thread->looked_ns = now;
 	thread->asleep = false;
 	thread->ended = false;
 	thread->call.last = false;
-	if (task_stat(tasks, tid, &state, &blocked)) {
+	if (task_stat(tasks, tid, &state, &thread->blocked)) {
 		return NULL;
 	}
 	thread->asleep = (state != 'R');
@@ -399,7 +400,7 @@ thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	if (thread->ended) {
 		return NULL;
 	}
-	if (signal_in(blocked)) {
+	if (signal_in(thread->blocked)) {
 		return mesh_stop_blocked;
 	}
 	if (!thread->asleep) {
@@ -610,11 +611,17 @@ mesh_stop_poke(pid_t tid) {
 	}
 	stop_thread_t thread = {.call.nr = -1};
 	atomic_store_u32(&thread.tid, (uint32_t)tid, ATOMIC_RELAXED);
-	bool takes = thread_look(&tasks, &thread, now_ns())
-	    == mesh_stop_blocked;
+	bool blocks = thread_look(&tasks, &thread, now_ns()) == mesh_stop_blocked;
 	mesh_tasks_close(&tasks);
-	return takes ? setxid_poke(tid)
-	             : syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
+	if (!blocks) {
+		return syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
+	}
+	/*
+	 * Not while it runs, or sleeps with all blocked, as in a handler of ours: what
+	 * that goes on with would be ended by another handler.
+	 */
+	return !thread.asleep || (thread.blocked >> (SIGNAL_SETXID - 1)) % 2 != 0
+	    || setxid_poke(tid);
 }
 
 const char *

@@ -31,7 +31,7 @@ bool mesh_stop_stands_on(const void *addr, size_t size);
 /*
  * Has a thread of this process leave its system call and go on with it, also where
  * threads are stopped by other means or not at all.  The mesh lock is held.
- * Returns true if there is no signal for that.
+ * Returns true if there is no signal for that, or not now.
  */
 bool mesh_stop_poke(pid_t tid);
 
