@@ -73,8 +73,8 @@ def test_asleep_for_long(program, barrier, conf, args, ways):
         conf=f"{conf},mesh_barrier:{barrier}")
     result = woken(run)
     assert result["sleeps"] == 400, run
-    # Where all threads must answer a signal, this is as it happens.
-    assert result["meshed"] > (0 if barrier == "signal" else 40), run
+    # By signals, or a slice now and then, this is as it happens.
+    assert result["meshed"] > (0 if barrier == "signal" or conf == MESH else 40), run
 
 
 def test_word_of_a_thread(program):
