@@ -574,8 +574,8 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 				move->stuck = (move->left == NULL);
 			}
 			if (!move->stuck) {
-				move->stuck = slab_tied(addr + (j - i) * size,
-				    size, move->stored);
+				move->stuck = slab_tied(
+				    addr + (j - i) * size, size, move->stored);
 			}
 			if (move->stuck) {
 				*stuck = mesh_refusal_name(get_errno());
@@ -611,8 +611,7 @@ batch_find_mutexes(
 		                              : edata_addr_get(move->slab);
 		move->stuck = move->stuck
 		    || mesh_mutex_found(at, site_size(site), move->live,
-		        site_nwords(site),
-		        bin_infos[site->binind].reg_size);
+		        site_nwords(site), bin_infos[site->binind].reg_size);
 	}
 }
 
@@ -625,8 +624,7 @@ batch_raise(const mesh_site_t *site, batch_t *batch, const char **why) {
 	size_t size = site_size(site);
 	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
 		/* As late as can be: others are made all the time. */
-		batch_find_mutexes(
-		    site, batch, i, stretch_end(batch, i, size));
+		batch_find_mutexes(site, batch, i, stretch_end(batch, i, size));
 		end = stretch_end(batch, i, size);
 		if (batch->moves[i].stuck
 		    || !batch_raise_some(batch, i, end, size)) {
@@ -710,8 +708,8 @@ batch_lower(batch_t *batch, size_t size) {
 		if (move->spliced) {
 			mesh_barrier_keep(addr, (end - i) * size);
 		}
-		mesh_barrier_lower(addr, (end - i) * size, move->contents,
-		    move->spliced);
+		mesh_barrier_lower(
+		    addr, (end - i) * size, move->contents, move->spliced);
 		if (move->spliced) {
 			mesh_waiter_note(addr, (end - i) * size);
 		}

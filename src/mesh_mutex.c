@@ -96,8 +96,8 @@ mesh_mutex_found(const void *slab, size_t size, const uint64_t *live,
 	}
 	for (unsigned w = 0; w < nwords; w++) {
 		for (uint64_t bits = live[w]; bits != 0; bits &= bits - 1) {
-			if (region_has_mutex(slab_copy
-			            + (w * 64 + ffs_u64(bits)) * reg_size,
+			if (region_has_mutex(
+			        slab_copy + (w * 64 + ffs_u64(bits)) * reg_size,
 			        reg_size)) {
 				return true;
 			}

@@ -244,11 +244,11 @@ static void
 maps_line(const char *line, spans_t *spans) {
 	char     *at;
 	uintptr_t begin = (uintptr_t)malloc_strtoumax(line, &at, 16);
-	uintptr_t end = *at == '-' ? (uintptr_t)malloc_strtoumax(at + 1, &at, 16)
-	                           : 0;
+	uintptr_t end = *at == '-'
+	    ? (uintptr_t)malloc_strtoumax(at + 1, &at, 16)
+	    : 0;
 	maps_pins |= line_pins(line);
-	if (*at != ' ' || line_is_plain(at + 1)
-	    || !mesh_walk_covers(begin, end)
+	if (*at != ' ' || line_is_plain(at + 1) || !mesh_walk_covers(begin, end)
 	    || (!page_in_heap(begin) && !page_in_heap(end - PAGE))) {
 		return;
 	}
@@ -274,8 +274,8 @@ maps_count(void) {
 	static char line[128];
 	size_t      lines = 0, length = 0;
 	ssize_t     n;
-	uint32_t at = !atomic_load_u32(&maps_spans_at, ATOMIC_RELAXED);
-	spans_t *spans = &maps_spans[at];
+	uint32_t    at = !atomic_load_u32(&maps_spans_at, ATOMIC_RELAXED);
+	spans_t    *spans = &maps_spans[at];
 	spans->n = 0;
 	maps_pins = false;
 	lseek(maps_fd.fd, 0, SEEK_SET);
@@ -334,9 +334,9 @@ maps_recount(void) {
  */
 static const span_t *
 spans_find(const void *addr, const span_t **end) {
-	const spans_t *spans = &maps_spans[atomic_load_u32(
-	    &maps_spans_at, ATOMIC_ACQUIRE)];
-	size_t         lo = 0, hi = spans->n;
+	const spans_t *spans =
+	    &maps_spans[atomic_load_u32(&maps_spans_at, ATOMIC_ACQUIRE)];
+	size_t lo = 0, hi = spans->n;
 	*end = &spans->spans[hi];
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;

@@ -611,7 +611,8 @@ mesh_stop_poke(pid_t tid) {
 	}
 	stop_thread_t thread = {.call.nr = -1};
 	atomic_store_u32(&thread.tid, (uint32_t)tid, ATOMIC_RELAXED);
-	bool blocks = thread_look(&tasks, &thread, now_ns()) == mesh_stop_blocked;
+	bool blocks = thread_look(&tasks, &thread, now_ns())
+	    == mesh_stop_blocked;
 	mesh_tasks_close(&tasks);
 	if (!blocks) {
 		return syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
@@ -620,7 +621,8 @@ mesh_stop_poke(pid_t tid) {
 	 * Not while it runs, or sleeps with all blocked, as in a handler of ours: what
 	 * that goes on with would be ended by another handler.
 	 */
-	return !thread.asleep || (thread.blocked >> (SIGNAL_SETXID - 1)) % 2 != 0
+	return !thread.asleep
+	    || (thread.blocked >> (SIGNAL_SETXID - 1)) % 2 != 0
 	    || setxid_poke(tid);
 }
 

@@ -22,8 +22,8 @@ mesh_tasks_peek(void *to, const void *from, size_t size) {
 	struct iovec local = {to, size};
 	struct iovec remote = {(void *)(uintptr_t)from, size};
 	/* Not the process, which has no memory once its first thread has ended. */
-	return syscall(SYS_process_vm_readv, mesh_tasks_self(), &local, 1, &remote,
-	           1, 0)
+	return syscall(SYS_process_vm_readv, mesh_tasks_self(), &local, 1,
+	           &remote, 1, 0)
 	    != (long)size;
 }
 

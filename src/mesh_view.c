@@ -841,7 +841,7 @@ mesh_view_barrier_open(void) {
 
 static void
 range_copy(mesh_range_t *range) {
-	void *addr = (void *)mesh_range_addr(range);
+	void  *addr = (void *)mesh_range_addr(range);
 	size_t size = mesh_range_size(range);
 	if (mesh_barrier_raise(addr, size, /* stored */ true) == NULL) {
 		return;

@@ -271,7 +271,8 @@ waiter_read(
 	}
 	/* Elsewhere than in a system call, as in a page fault. */
 	bool      several = false;
-	uintptr_t word = *text == '-' ? 0 : syscall_word(waiter, text, &several);
+	uintptr_t word = *text == '-' ? 0
+	                              : syscall_word(waiter, text, &several);
 	if (mesh_tasks_ran_ns(waiter->tid) != cpu_ns) {
 		/* It has run meanwhile. */
 		return true;
@@ -284,8 +285,8 @@ waiter_read(
 
 /* Looks at one thread; fresh: there are new notes. */
 static void
-waiter_look(const mesh_tasks_t *tasks, waiter_t *waiter, uint64_t cpu_ns,
-    bool fresh) {
+waiter_look(
+    const mesh_tasks_t *tasks, waiter_t *waiter, uint64_t cpu_ns, bool fresh) {
 	bool any = false;
 	if (waiter->asleep_ns == 0 || cpu_ns != waiter->asleep_ns) {
 		if (waiter_read(tasks, waiter, cpu_ns, &any)) {
@@ -384,10 +385,10 @@ sweep_done(uint64_t end_ns, uint64_t took_ns) {
 /* One look.  Returns how many threads are late. */
 static size_t
 waiters_look(uint32_t self) {
-	uint64_t     begin = now_ns();
-	bool         fresh = notes_take();
-	bool         alone = mesh_tasks_alone();
-	size_t       nlate = 0;
+	uint64_t begin = now_ns();
+	bool     fresh = notes_take();
+	bool     alone = mesh_tasks_alone();
+	size_t   nlate = 0;
 	if (fresh) {
 		atomic_store_b(&sweep_wanted, true, ATOMIC_RELAXED);
 	}
