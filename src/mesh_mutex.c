@@ -43,6 +43,8 @@ typedef struct {
 #define OWNER_INCONSISTENT UINT32_C(0x7fffffff)
 #define KIND_ROBUST UINT32_C(16)
 #define KIND_INHERIT UINT32_C(32)
+/* Threads that have it locked or are in a condition variable of it, at most. */
+#define NUSERS_MAX UINT32_C(0x10000)
 /* Its type is less; two more bits are PTHREAD_PRIO_PROTECT, and shared or not. */
 #define KIND_NOT (~UINT32_C(0xf3))
 
@@ -51,23 +53,38 @@ static byte_t slab_copy[MESH_STORE_SLAB_MAX];
 static bool   mutex_seen;
 
 static bool
+thread_exists(uint32_t tid) {
+	return syscall(SYS_tgkill, getpid(), tid, 0) == 0;
+}
+
+/* Whether it is certainly one, and locked: forks depend on it from then on. */
+static bool
+is_locked_mutex(const mutex_t *mutex, uint32_t tid) {
+	bool robust = (mutex->kind & KIND_ROBUST) != 0;
+	return mutex->owner == tid && mutex->nusers - 1 < NUSERS_MAX
+	    && (mutex->list[0] != 0) == robust
+	    && (mutex->list[1] != 0) == robust;
+}
+
+static bool
 is_mutex(const mutex_t *mutex) {
 	if ((mutex->kind & (KIND_ROBUST | KIND_INHERIT)) == 0
-	    || (mutex->kind & KIND_NOT) != 0) {
+	    || (mutex->kind & KIND_NOT) != 0 || mutex->spins != 0) {
 		return false;
 	}
 	uint32_t tid = mutex->lock & FUTEX_TID_MASK;
 	if (tid != 0) {
 		bool locked = (mutex->owner == tid || mutex->owner == 0
 		                  || mutex->owner == OWNER_INCONSISTENT)
-		    && syscall(SYS_tgkill, getpid(), tid, 0) == 0;
-		mutex_seen |= locked;
+		    && thread_exists(tid);
+		mutex_seen |= locked && is_locked_mutex(mutex, tid);
 		return locked;
 	}
 	/* Its owner has ended; or it is free, and may have users that wait elsewhere. */
 	return (mutex->lock & FUTEX_OWNER_DIED) != 0
-	    || ((mutex->lock | mutex->count | mutex->owner | mutex->spins) == 0
-	        && (mutex->list[0] | mutex->list[1]) == 0);
+	    || (mutex->lock | mutex->count | mutex->owner | mutex->list[0]
+	           | mutex->list[1])
+	    == 0;
 }
 
 static bool

@@ -428,11 +428,17 @@ waiters_look(uint32_t self) {
 	return nlate;
 }
 
+/* Whether more is to be done than to sweep later. */
+static bool
+waiters_pending(void) {
+	return atomic_load_b(&notes_any, ATOMIC_ACQUIRE)
+	    || atomic_load_zu(&waiters_nlate, ATOMIC_ACQUIRE) > 0;
+}
+
 uint64_t
 mesh_waiter_wait_ns(void) {
 	uint64_t due = atomic_load_u64(&waiters_due_ns, ATOMIC_RELAXED);
-	if (!atomic_load_b(&notes_any, ATOMIC_ACQUIRE)
-	    && atomic_load_zu(&waiters_nlate, ATOMIC_ACQUIRE) == 0) {
+	if (!waiters_pending()) {
 		if (!atomic_load_b(&sweep_wanted, ATOMIC_RELAXED)) {
 			return UINT64_MAX;
 		}
@@ -459,7 +465,7 @@ mesh_waiter_look(void) {
 
 void
 mesh_waiter_look_all(void) {
-	if (mesh_waiter_wait_ns() == UINT64_MAX) {
+	if (!waiters_pending() && mesh_waiter_wait_ns() != 0) {
 		return;
 	}
 	size_t nlate = waiters_look(mesh_tasks_self());
