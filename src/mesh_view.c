@@ -1045,8 +1045,10 @@ mesh_view_postfork_parent(tsdn_t *tsdn) {
 	malloc_mutex_lock(tsdn, &view_mtx);
 	atomic_store_b(&view_forking, false, ATOMIC_RELAXED);
 	malloc_mutex_unlock(tsdn, &view_mtx);
-	if (atomic_load_u32(&viewer_life, ATOMIC_ACQUIRE) != viewer_present) {
-		/* There may be nobody who looks later. */
+	/* The viewer looks as long as it protects; else there may be nobody. */
+	if (!state_protects(state_get())
+	    || atomic_load_u32(&viewer_life, ATOMIC_ACQUIRE)
+	        != viewer_present) {
 		mesh_waiter_look_all();
 	}
 }

@@ -53,7 +53,8 @@ const char usage[] =
     "usage: sleepers [-s seconds] [-t pairs] [-w way[,way...]] [-r seed]\n"
     "                [-f ms between forks] [-bopq]\n"
     "  -b  the threads block all signals\n"
-    "  -o  all sleep once, and are woken when their slabs have meshed\n"
+    "  -o  all sleep once, and are woken when their slabs have meshed, and after\n"
+    "      three forks with -f\n"
     "  -p  another thread asks for passes\n"
     "  -q  all sleeps are as short as can be, of threads with little priority\n"
     "      on one processor\n";
@@ -1010,6 +1011,15 @@ run_once() {
 		nap(10);
 	}
 	std::printf("\"meshed\": %u, ", pairs_meshed());
+	for (unsigned i = 0; fork_ms != 0 && i < 3; i++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			_exit(0);
+		}
+		expect(pid > 0 && waitpid(pid, nullptr, 0) == pid, "a child ends");
+		nforks++;
+		nap(fork_ms);
+	}
 	gate->set(1);
 }
 
@@ -1130,7 +1140,7 @@ main(int argc, char **argv) {
 	if (passes && !once) {
 		passer = std::thread(passer_main);
 	}
-	if (fork_ms != 0) {
+	if (fork_ms != 0 && !once) {
 		forker = std::thread(forker_main);
 	}
 	for (unsigned i = 0; i < npairs; i++) {

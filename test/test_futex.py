@@ -64,7 +64,8 @@ def test_who_falls_asleep(program, barrier):
 
 @pytest.mark.parametrize("barrier", BARRIERS)
 @pytest.mark.parametrize("conf, args", [
-    (REQUEST, ("-p",)), (BACKGROUND, ()), (MESH, ())], ids=["request", "always", "plain"])
+    (REQUEST, ("-p",)), (BACKGROUND, ()), (MESH, ()), (BACKGROUND, ("-p", "-f", 30))],
+    ids=["request", "always", "plain", "forks"])
 @pytest.mark.parametrize("ways", ["future,atomic", None], ids=["c++", "all"])
 def test_asleep_for_long(program, barrier, conf, args, ways):
     """All fall asleep before anything meshes, and are woken when it has."""
