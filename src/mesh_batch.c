@@ -640,6 +640,18 @@ batch_raise(const mesh_site_t *site, batch_t *batch, const char **why) {
 	}
 }
 
+/* Leaves those alone that the program has protected since mappings were counted. */
+static void
+batch_find_protected(const mesh_site_t *site, batch_t *batch) {
+	for (unsigned i = 0; i < batch->nmoves; i++) {
+		move_t *move = &batch->moves[i];
+		move->stuck = move->stuck
+		    || (move->raised
+		        && mesh_splice_protected_now(
+		            edata_addr_get(move->slab), site_size(site)));
+	}
+}
+
 static void
 batch_copy(const mesh_site_t *site, batch_t *batch) {
 	for (unsigned i = 0; i < batch->nmoves; i++) {
@@ -730,6 +742,7 @@ batch_splice(const mesh_site_t *site, batch_t *batch) {
 	batch_raise(site, batch, &why);
 	/* Some may have been made just before. */
 	batch_find_mutexes(site, batch, 0, batch->nmoves);
+	batch_find_protected(site, batch);
 	batch_copy(site, batch);
 	batch_splice_all(batch, size, &why);
 	batch_lower(batch, size);

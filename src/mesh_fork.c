@@ -219,7 +219,8 @@ mesh_postfork_child(tsdn_t *tsdn) {
 		malloc_write(
 		    "<jemalloc>: mesh ends this child at its fork, as the kernel "
 		    "refused it memory or mappings of its own; raise "
-		    "vm.max_map_count or the memory limit.\n");
+		    "vm.max_map_count, the memory limit or RLIMIT_NOFILE, and "
+		    "leave open the descriptors of meshing.\n");
 		signal(SIGABRT, SIG_DFL);
 		abort();
 	}

@@ -16,6 +16,7 @@
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_walk.h"
 
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -36,6 +37,29 @@
 size_t opt_mesh_max_maps = 0;
 
 /* The list of mappings; guarded by the mesh lock. */
+/* Of <linux/fs.h> since Linux 6.11: the mapping that an address is in. */
+typedef struct procmap_query_s procmap_query_t;
+struct procmap_query_s {
+	uint64_t size;
+	uint64_t flags;
+	uint64_t addr;
+	uint64_t vma_start;
+	uint64_t vma_end;
+	uint64_t vma_flags;
+	uint64_t vma_page_size;
+	uint64_t vma_offset;
+	uint64_t inode;
+	uint32_t dev_major;
+	uint32_t dev_minor;
+	uint32_t name_size;
+	uint32_t build_id_size;
+	uint64_t name_addr;
+	uint64_t build_id_addr;
+};
+#define PROCMAP_QUERY _IOWR('f', 17, procmap_query_t)
+#define PROCMAP_RIGHTS 7
+#define PROCMAP_READ_WRITE 3
+
 static mesh_fd_t maps_fd = MESH_FD_INITIALIZER;
 
 /* A mapping of the heap that is not plainly read and written. */
@@ -358,6 +382,23 @@ bool
 mesh_splice_protected(const void *addr, size_t size) {
 	const span_t *end, *span = spans_find(addr, &end);
 	return span < end && span->begin < (uintptr_t)addr + size;
+}
+
+bool
+mesh_splice_protected_now(const void *addr, size_t size) {
+	uintptr_t at = (uintptr_t)addr, end = at + size;
+	while (at < end && mesh_fd_valid(&maps_fd)) {
+		procmap_query_t query = {.size = sizeof(query), .addr = at};
+		if (syscall(SYS_ioctl, maps_fd.fd, PROCMAP_QUERY, &query)
+		    != 0) {
+			break;
+		}
+		if ((query.vma_flags & PROCMAP_RIGHTS) != PROCMAP_READ_WRITE) {
+			return true;
+		}
+		at = (uintptr_t)query.vma_end;
+	}
+	return false;
 }
 
 int

@@ -82,6 +82,12 @@ bool mesh_splice_protected(const void *addr, size_t size);
 int  mesh_splice_prot(const void *addr, size_t size);
 void mesh_splice_protect(void *addr, size_t size);
 bool mesh_splice_pins(void);
+/*
+ * Whether some of a range is not readable and writable, or executable, at this moment;
+ * false, too, where the kernel does not tell of single mappings (before Linux 6.11).
+ * The same lock.
+ */
+bool mesh_splice_protected_now(const void *addr, size_t size);
 /* A child has mappings of its own; the same lock. */
 void mesh_splice_postfork_child(void);
 
