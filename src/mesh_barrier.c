@@ -22,7 +22,9 @@
  * that have been written cost an interruption of all processors.
  *
  * Where the process may not use that, all other threads are stopped for the time
- * of a batch (mesh_stop.c).
+ * of a batch (mesh_stop.c).  So they are, beside userfaultfd, in programs that have
+ * mutexes for which the kernel does not wait (mesh_mutex.c): one may be made, locked
+ * and waited for between the look at its slab and the end of the batch.
  *
  * Called by mesh_pass and mesh_fork under the mesh lock.  Takes no lock.
  */
@@ -32,6 +34,7 @@
 
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_fd.h"
+#include "jemalloc/internal/mesh_mutex.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_stop.h"
 #include "jemalloc/internal/mesh_task.h"
@@ -73,6 +76,8 @@ const char *const mesh_barrier_names[] = {
 
 static mesh_barrier_t barrier;
 static const char    *barrier_reason = "";
+/* Whether this batch has all other threads stopped. */
+static bool barrier_stops;
 /* What the mesher had blocked before it began. */
 static uint64_t  barrier_signals;
 static mesh_fd_t barrier_fd = MESH_FD_INITIALIZER;
@@ -162,6 +167,8 @@ mesh_barrier_boot(void) {
 	while (mesh_barrier_is_uffd()) {
 		const char *why = uffd_boot();
 		if (why == NULL) {
+			/* If that fails so will stops, should there be any. */
+			(void)mesh_stop_boot();
 			return NULL;
 		}
 		if (!choose) {
@@ -224,8 +231,9 @@ const char *
 mesh_barrier_begin(void) {
 	/* A handler that wrote to the heap would wait for this very thread. */
 	signals_set(~UINT64_C(0), &barrier_signals);
-	const char *why = barrier == mesh_barrier_signal ? mesh_stop_world()
-	                                                 : NULL;
+	barrier_stops = barrier == mesh_barrier_signal
+	    || (mesh_barrier_is_uffd() && mesh_mutex_seen());
+	const char *why = barrier_stops ? mesh_stop_world() : NULL;
 	if (why != NULL) {
 		signals_set(barrier_signals, NULL);
 	}
@@ -234,7 +242,7 @@ mesh_barrier_begin(void) {
 
 void
 mesh_barrier_end(void) {
-	if (barrier == mesh_barrier_signal) {
+	if (barrier_stops) {
 		mesh_stop_resume();
 	}
 	signals_set(barrier_signals, NULL);

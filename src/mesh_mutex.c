@@ -12,8 +12,8 @@
  * with the number of the thread that has it locked, that number once more, and the
  * kind; or nothing but the kind.  What looks so by chance is left alone for nothing.
  *
- * Called by mesh_batch, and by mesh_view at a fork, under the mesh lock.  Takes no
- * lock.
+ * Called by mesh_batch, mesh_barrier, and by mesh_view at a fork, under the mesh lock.
+ * Takes no lock.
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"

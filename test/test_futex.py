@@ -16,6 +16,9 @@ BACKGROUND = MESH + ",mesh_period_ms:0"
 TICKS = BACKGROUND + ",background_thread:false"
 REQUEST = MESH + ",mesh_period_ms:-1"
 BARRIERS = ["move", "userfaultfd", "signal"]
+# All but what has threads be stopped with each barrier: the kernel writes to it.
+WAYS = ("future,async,atomic,flag,latch,semaphore,private,shared,cond,rwlock,barrier,sem,"
+        "word,private_word,timed,bitset,timeout,requeue,wake_op,waitv")
 
 
 def woken(run):
@@ -36,7 +39,8 @@ def woken(run):
 def test_nobody_is_lost(program, barrier, lib, conf, args):
     """Slabs mesh, join and part while others sleep on them."""
     run = program("sleepers").run(
-        "-t", 128, "-s", SECONDS, *args, lib=lib, conf=f"{conf},mesh_barrier:{barrier}")
+        "-t", 128, "-s", SECONDS, "-w", WAYS, *args, lib=lib,
+        conf=f"{conf},mesh_barrier:{barrier}")
     result = woken(run)
     assert result["sleeps"] > 1000 * SECONDS and result["checked"] > 10000, run
     assert result["mesh"]["barrier"] == barrier, run
@@ -44,11 +48,23 @@ def test_nobody_is_lost(program, barrier, lib, conf, args):
     assert barrier == "signal" or result["mesh"]["nmeshes"] > 20, run
 
 
+@pytest.mark.parametrize("barrier", BARRIERS)
+@pytest.mark.parametrize("args", [(), ("-f", 500)], ids=["", "forks"])
+def test_mutexes_that_the_kernel_writes_to(program, barrier, args):
+    """Robust ones, and those that inherit priorities: all threads are stopped, too."""
+    run = program("sleepers").run(
+        "-t", 128, "-s", 2 * SECONDS, *args, conf=f"{BACKGROUND},mesh_barrier:{barrier}")
+    result = woken(run)
+    assert result["sleeps"] > 1000 * SECONDS and result["faults"] == 0, run
+    assert result["mesh"]["nmeshes"] > 0, run
+
+
 @pytest.mark.parametrize("barrier", ["move", "userfaultfd"])
 def test_who_blocks_signals(program, barrier):
     """No signal can make these look again."""
     run = program("sleepers").run(
-        "-b", "-t", 64, "-s", SECONDS, conf=f"{BACKGROUND},mesh_barrier:{barrier}")
+        "-b", "-t", 64, "-s", SECONDS, "-w", WAYS,
+        conf=f"{BACKGROUND},mesh_barrier:{barrier}")
     result = woken(run)
     assert result["sleeps"] > 1000 and result["mesh"]["nmeshes"] > 20, run
 
@@ -74,8 +90,9 @@ def test_asleep_for_long(program, barrier, conf, args, ways):
         conf=f"{conf},mesh_barrier:{barrier}")
     result = woken(run)
     assert result["sleeps"] == 400, run
-    # By signals, or a slice now and then, this is as it happens.
-    assert result["meshed"] > (0 if barrier == "signal" or conf == MESH else 40), run
+    # By signals, as with all ways, or a slice now and then, this is as it happens.
+    few = barrier == "signal" or conf == MESH or ways is None
+    assert result["meshed"] > (0 if few else 40), run
 
 
 def test_word_of_a_thread(program):
