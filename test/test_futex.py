@@ -82,17 +82,16 @@ def test_who_falls_asleep(program, barrier):
 @pytest.mark.parametrize("conf, args", [
     (REQUEST, ("-p",)), (BACKGROUND, ()), (MESH, ()), (BACKGROUND, ("-p", "-f", 30))],
     ids=["request", "always", "plain", "forks"])
-@pytest.mark.parametrize("ways", ["future,atomic", None], ids=["c++", "all"])
+@pytest.mark.parametrize("ways", ["future,atomic", WAYS], ids=["c++", "all"])
 def test_asleep_for_long(program, barrier, conf, args, ways):
     """All fall asleep before anything meshes, and are woken when it has."""
     run = program("sleepers").run(
-        "-o", "-t", 400, "-s", 20, *args, *(("-w", ways) if ways else ()),
+        "-o", "-t", 400, "-s", 20, "-w", ways, *args,
         conf=f"{conf},mesh_barrier:{barrier}")
     result = woken(run)
     assert result["sleeps"] == 400, run
-    # By signals, as with all ways, or a slice now and then, this is as it happens.
-    few = barrier == "signal" or conf == MESH or ways is None
-    assert result["meshed"] > (0 if few else 40), run
+    # By signals, or a slice now and then, this is as it happens.
+    assert result["meshed"] > (0 if barrier == "signal" or conf == MESH else 40), run
 
 
 def test_word_of_a_thread(program):
