@@ -26,8 +26,8 @@
  * once if nobody can look again.
  *
  * Whom another thread has sent to a second word (FUTEX_CMP_REQUEUE) sleeps there, but
- * the kernel tells of the first one only.  So a second after ranges were noted all that
- * sleep in a shared wait are poked, whatever the word.  That is a sweep.
+ * the kernel tells of the first one only.  So if ranges were noted all that sleep in a
+ * shared wait are poked, whatever the word, once a second at most.  That is a sweep.
  *
  * /proc tells which word a thread sleeps on (8 us a thread).  A thread whose CPU
  * time has not changed since still does (0.3 us), so to look at a thousand sleepers
