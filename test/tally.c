@@ -22,8 +22,15 @@ enum {
 __attribute__((weak)) int mallctl(
     const char *, void *, size_t *, void *, size_t);
 
+/* Some programs, as PHP, take their environment apart before they exit. */
+static char tally_path[256];
+
 __attribute__((constructor)) static void
 fragment(void) {
+	const char *path = getenv("TALLY");
+	if (path != NULL) {
+		snprintf(tally_path, sizeof(tally_path), "%s", path);
+	}
 	if (getenv("FRAGMENT") == NULL) {
 		return;
 	}
@@ -49,17 +56,16 @@ fragment(void) {
 
 __attribute__((destructor)) static void
 tally(void) {
-	const char *path = getenv("TALLY");
-	uint64_t    epoch = 1, nmeshes;
-	size_t      len = sizeof(nmeshes);
+	uint64_t epoch = 1, nmeshes;
+	size_t   len = sizeof(nmeshes);
 
-	if (path == NULL || mallctl == NULL
+	if (tally_path[0] == '\0' || mallctl == NULL
 	    || mallctl("epoch", NULL, NULL, &epoch, sizeof(epoch)) != 0
 	    || mallctl("stats.mesh.nmeshes", &nmeshes, &len, NULL, 0) != 0
 	    || nmeshes == 0) {
 		return;
 	}
-	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	int fd = open(tally_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	if (fd >= 0) {
 		dprintf(fd, "%llu\n", (unsigned long long)nmeshes);
 		close(fd);
