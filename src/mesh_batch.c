@@ -36,6 +36,7 @@
 #include "jemalloc/internal/mesh_group.h"
 #include "jemalloc/internal/mesh_mutex.h"
 #include "jemalloc/internal/mesh_pagemap.h"
+#include "jemalloc/internal/mesh_pin.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
@@ -100,6 +101,10 @@ static const char refused_locked[] =
     "the program has locked its memory (mlock, mlockall), and locked memory is "
     "not meshed";
 
+static const char refused_pinned[] =
+    "the program may have devices write to its memory (O_DIRECT, io_uring, Linux "
+    "AIO, RDMA), and only userfaultfd of Linux 6.8 or later tells where";
+
 static const char refused_shared[] =
     "memory that is shared with a parent or child, swapped out, or not plainly "
     "readable and writable is not meshed as long as it is";
@@ -132,6 +137,8 @@ mesh_refusal_name(int err) {
 		/* Of mmap: it would have to be locked, and may not. */
 	case MESH_ELOCKED:
 		return refused_locked;
+	case MESH_EPINNED:
+		return refused_pinned;
 	case EBUSY:
 		return refused_shared;
 	case MESH_EWANTED:
@@ -525,17 +532,27 @@ batch_nspans(const batch_t *batch, size_t size) {
 	return n;
 }
 
+/* Whether the kernel moves the pages, and so refuses those that are pinned. */
+static bool
+move_is_by_kernel(const move_t *move) {
+	return !move->stored && mesh_barrier_get() == mesh_barrier_move;
+}
+
 /*
- * Whether a slab must stay what it is, as it is not plainly read and written, or
- * private and not ours alone; if so, errno is EBUSY.
+ * Whether a slab must stay what it is, as it is not plainly read and written, may be
+ * pinned, or is private and not ours alone; if so, errno says so.
  */
 static bool
-slab_tied(void *addr, size_t size, bool stored) {
-	bool moves = !stored && mesh_barrier_get() == mesh_barrier_move;
-	if ((!stored && !mesh_pagemap_own(addr, size))
+slab_tied(void *addr, size_t size, const move_t *move) {
+	bool moves = move_is_by_kernel(move);
+	if ((!move->stored && !mesh_pagemap_own(addr, size))
 	    /* The kernel itself looks when it moves pages. */
 	    || (!moves && mesh_splice_protected(addr, size))) {
 		set_errno(EBUSY);
+		return true;
+	}
+	if (!moves && mesh_pin_found()) {
+		set_errno(MESH_EPINNED);
 		return true;
 	}
 	if (moves) {
@@ -575,7 +592,7 @@ batch_prepare(tsdn_t *tsdn, batch_t *batch, size_t size, const char **stuck) {
 			}
 			if (!move->stuck) {
 				move->stuck = slab_tied(
-				    addr + (j - i) * size, size, move->stored);
+				    addr + (j - i) * size, size, move);
 			}
 			if (move->stuck) {
 				*stuck = mesh_refusal_name(get_errno());
@@ -640,15 +657,16 @@ batch_raise(const mesh_site_t *site, batch_t *batch, const char **why) {
 	}
 }
 
-/* Leaves those alone that the program has protected since mappings were counted. */
+/* Leaves those alone that the program has protected or pinned just before. */
 static void
-batch_find_protected(const mesh_site_t *site, batch_t *batch) {
+batch_find_tied(const mesh_site_t *site, batch_t *batch) {
 	for (unsigned i = 0; i < batch->nmoves; i++) {
 		move_t *move = &batch->moves[i];
 		move->stuck = move->stuck
 		    || (move->raised
-		        && mesh_splice_protected_now(
-		            edata_addr_get(move->slab), site_size(site)));
+		        && (mesh_splice_protected_now(
+		                edata_addr_get(move->slab), site_size(site))
+		            || (!move_is_by_kernel(move) && mesh_pin_found())));
 	}
 }
 
@@ -742,7 +760,7 @@ batch_splice(const mesh_site_t *site, batch_t *batch) {
 	batch_raise(site, batch, &why);
 	/* Some may have been made just before. */
 	batch_find_mutexes(site, batch, 0, batch->nmoves);
-	batch_find_protected(site, batch);
+	batch_find_tied(site, batch);
 	batch_copy(site, batch);
 	batch_splice_all(batch, size, &why);
 	batch_lower(batch, size);

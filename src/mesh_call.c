@@ -21,9 +21,9 @@
  * So frames do not pile up.
  *
  * The number of the call is not in the frame of a signal on x86-64.  The mesher
- * reads it before it sends the signal, and most code that makes a call loads it
- * just before.  Relative timeouts count from when the mesher first saw the thread
- * in the call.
+ * reads it before it sends the signal, and most code that makes a call, or has
+ * syscall(3) make it, loads it just before.  Relative timeouts count from when the
+ * mesher first saw the thread in the call.
  *
  * On x86-64 only: elsewhere registers and frames are others, and those calls end with
  * EINTR as signal(7) says.
@@ -95,8 +95,9 @@ struct call_s {
 /*
  * Blocks the signals of mask only, and makes the call, unless a handler ran
  * meanwhile: its frame, that many bytes below the stack pointer, would have taken
- * the place of a mark.  No register has the mark, as the frame has registers.  If none ran, EINTR comes from a signal that turned out to be
- * ignored, and means CALL_STOPPED, except for what the kernel keeps.
+ * the place of a mark.  No register has the mark, as the frame has registers.  If none
+ * ran, EINTR comes from a signal that turned out to be ignored, and means
+ * CALL_STOPPED, except for what the kernel keeps.
  *
  * Between these labels nothing else is done, and no register is kept but those that
  * any function keeps, so that mesh_call_return() can end it from anywhere in
@@ -588,12 +589,16 @@ code_read(unsigned char *code, uintptr_t pc, size_t size) {
 	return mesh_tasks_peek(code, (const void *)first, size);
 }
 
+/* Registers, as instructions number them. */
+#define REG_NR_RAX 0
+#define REG_NR_RDI 7
+
 /*
- * The length of an instruction that loads a register other than %rax, as are made
- * before a call; 0 if it is another one.
+ * The length of an instruction that loads another register than that, or pushes one,
+ * as are made before a call; 0 if it is none of these.
  */
 static size_t
-code_load_length(const unsigned char *code, size_t size) {
+code_load_length(const unsigned char *code, size_t size, unsigned reg) {
 	size_t   at = 0;
 	unsigned rex = 0;
 	if ((code[at] & 0xf0) == 0x40) {
@@ -603,10 +608,18 @@ code_load_length(const unsigned char *code, size_t size) {
 		return 0;
 	}
 	unsigned op = code[at++];
+	if ((op & 0xf8) == 0x50) {
+		return at;
+	}
+	if (op == 0x6a) {
+		/* push $imm8 */
+		return at + 1;
+	}
 	if ((op & 0xf8) == 0xb8) {
 		/* mov $imm32, %reg */
-		return (rex & 8) == 0 && ((rex & 1) != 0 || op != 0xb8) ? at + 4
-		                                                        : 0;
+		return (rex & 8) == 0 && ((op & 7) | (rex & 1) << 3) != reg
+		    ? at + 4
+		    : 0;
 	}
 	unsigned modrm = code[at++];
 	unsigned mod = modrm >> 6;
@@ -617,44 +630,85 @@ code_load_length(const unsigned char *code, size_t size) {
 	}
 	unsigned to = to_rm ? (modrm & 7) | (rex & 1) << 3
 	                    : (modrm >> 3 & 7) | (rex & 4) << 1;
-	if (to == 0 || (mod == 0 && (modrm & 7) == 5)) {
+	if (to == reg || (mod == 0 && (modrm & 7) == 5)) {
 		return 0;
 	}
 	at += mod != 3 && (modrm & 7) == 4;
 	return at + (mod == 1 ? 1 : mod == 2 ? 4 : 0);
 }
 
-/* The number of the call that has just returned; -1 if it cannot be had. */
+/* Whether from there to the end other registers than that are loaded. */
+static bool
+code_only_loads(
+    const unsigned char *code, size_t at, size_t size, unsigned reg) {
+	size_t length = 1;
+	while (at < size && length != 0) {
+		length = code_load_length(&code[at], size - at, reg);
+		at += length;
+	}
+	return at == size;
+}
+
+/* The number that is loaded into a register last; -1 if that cannot be had. */
 static long
-code_number(uintptr_t pc) {
-	/*
-	 * mov $number, %eax, or xor %eax, %eax; then other registers; syscall
-	 */
-	unsigned char code[32];
-	size_t        size = sizeof(code) - 2;
-	if (code_read(code, pc, sizeof(code))) {
-		return -1;
-	}
-	if (code[size - 2] == 0x31 && code[size - 1] == 0xc0) {
-		return 0;
-	}
+code_loaded(const unsigned char *code, size_t size, unsigned reg) {
+	/* mov $number, %reg; then other registers */
 	for (size_t first = size - 5; first < size; first--) {
-		if (code[first] != 0xb8) {
-			continue;
-		}
-		size_t at = first + 5;
-		size_t length = 1;
-		while (at < size && length != 0) {
-			length = code_load_length(&code[at], size - at);
-			at += length;
-		}
-		if (at == size) {
+		if (code[first] == 0xb8 + reg
+		    && code_only_loads(code, first + 5, size, reg)) {
 			int32_t nr;
 			memcpy(&nr, &code[first + 1], sizeof(nr));
 			return nr;
 		}
 	}
 	return -1;
+}
+
+#define CODE_BYTES 48
+
+/*
+ * The number that the caller of syscall(3) gave it, which made the call: it passes
+ * its arguments on and leaves the stack as it is.
+ */
+static long
+code_number_given(const unsigned char *code, size_t size, uintptr_t sp) {
+	/* mov %rdi, %rax */
+	static const unsigned char moved[] = {0x48, 0x89, 0xf8};
+	bool                       found = false;
+	for (size_t at = size; !found && at-- > sizeof(moved);) {
+		found = memcmp(&code[at - sizeof(moved)], moved, sizeof(moved)) == 0
+		    && code_only_loads(code, at, size, REG_NR_RAX);
+	}
+	unsigned char caller[CODE_BYTES];
+	if (!found
+	    || code_read(caller, *(const uintptr_t *)sp, sizeof(caller))) {
+		return -1;
+	}
+	/* call function, or call *function(%rip) */
+	size = sizeof(caller) - 5;
+	if (caller[size] != 0xe8) {
+		size--;
+		if (caller[size] != 0xff || caller[size + 1] != 0x15) {
+			return -1;
+		}
+	}
+	return code_loaded(caller, size, REG_NR_RDI);
+}
+
+/* The number of the call that has just returned; -1 if it cannot be had. */
+static long
+code_number(uintptr_t pc, uintptr_t sp) {
+	unsigned char code[CODE_BYTES];
+	size_t        size = sizeof(code) - 2; /* syscall */
+	if (code_read(code, pc, sizeof(code))) {
+		return -1;
+	}
+	/* xor %eax, %eax */
+	if (code[size - 2] == 0x31 && code[size - 1] == 0xc0) {
+		return 0;
+	}
+	long nr = code_loaded(code, size, REG_NR_RAX);
+	return nr != -1 ? nr : code_number_given(code, size, sp);
 }
 
 /*
@@ -690,7 +744,9 @@ mesh_call_go_on(
 	uint64_t args[6] = {(uint64_t)regs[REG_RDI], (uint64_t)regs[REG_RSI],
 	    (uint64_t)regs[REG_RDX], (uint64_t)regs[REG_R10],
 	    (uint64_t)regs[REG_R8], (uint64_t)regs[REG_R9]};
-	call_t   call = {.nr = is_seen ? seen->nr : code_number(pc), .args = args};
+	call_t   call = {.nr = is_seen ? seen->nr
+	                             : code_number(pc, (uintptr_t)regs[REG_RSP]),
+	      .args = args};
 	/* Code that makes any call, as syscall(3), has made just this one before. */
 	if (call.nr == -1 && is_same && socket_timeout(seen->nr) == 0
 	    && memcmp(args, seen->args, sizeof(args)) == 0) {

@@ -30,6 +30,7 @@
 #include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_purge.h"
+#include "jemalloc/internal/mesh_pin.h"
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
@@ -327,6 +328,7 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
 		return true;
 	}
 
+	scan->pins = mesh_pin_found();
 	scan->site.arena = arena;
 	scan->site.binind = binind;
 	scan->site.binshard = binshard;
@@ -464,7 +466,7 @@ scan_look(tsdn_t *tsdn, mesh_scan_t *scan) {
 		}
 		/* Of pages in the store nobody tells whether they are pinned. */
 		if (mesh_group_nfollowers(slab) > 0
-		    || (mesh_group_get(slab) != NULL && mesh_splice_pins())) {
+		    || (mesh_group_get(slab) != NULL && scan->pins)) {
 			bit_set(scan->stays, i);
 		}
 		if (i > 0
@@ -864,7 +866,7 @@ group_run(tsdn_t *tsdn, mesh_scan_t *scan, size_t g) {
 		const edata_t *slab = scan->slabs[i];
 		if (i != leader && slab_nfollowers(slab) <= UNIT_FOLLOWERS_MAX
 		    && (edata_mesh_role_get(slab) == edata_mesh_private
-		        || !mesh_splice_pins())) {
+		        || !scan->pins)) {
 			units[n++] = scan->slabs[i];
 		}
 		i = mesh_match_next(scan->match, g, i);

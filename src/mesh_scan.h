@@ -60,6 +60,8 @@ struct mesh_scan_s {
 	uint64_t *stays;
 	uint64_t *stored;
 	size_t    nlive;
+	/* Slabs in the store may be pinned, so that they stay where they are. */
+	bool pins;
 	/* Memory for a sweep or a matching, in turns. */
 	void *work;
 

@@ -74,6 +74,14 @@
 /* So late a call with a timeout may end because of us. */
 #define STOP_LATE_NS UINT64_C(50000000)
 
+/*
+ * A thread that has just woken is about to return from a handler or a call, or to
+ * begin the next one: just when a stop could take what a handler has ended for its
+ * own, or not find out the call.  So often it is looked at again before it is sent
+ * the signal; each look takes some microseconds.
+ */
+#define STOP_WOKEN_LOOKS 4
+
 typedef struct stop_thread_s stop_thread_t;
 struct stop_thread_s {
 	atomic_u32_t tid;
@@ -503,7 +511,13 @@ world_signal(mesh_tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
 			    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
 			        != epoch;
 		} else if (!signalled) {
+			bool        woken = thread->asleep;
 			const char *why = thread_check(tasks, thread, now);
+			for (unsigned i = 0; why == NULL && woken
+			     && !thread->asleep && i < STOP_WOKEN_LOOKS;
+			     i++) {
+				why = thread_check(tasks, thread, now);
+			}
 			if (why != NULL) {
 				return why;
 			}

@@ -27,7 +27,7 @@
  *
  * Whom another thread has sent to a second word (FUTEX_CMP_REQUEUE) sleeps there, but
  * the kernel tells of the first one only.  So if ranges were noted all that sleep in a
- * shared wait are poked, whatever the word, once a second at most.  That is a sweep.
+ * shared wait are poked, whatever the word, once or twice a second.  That is a sweep.
  *
  * /proc tells which word a thread sleeps on (8 us a thread).  A thread whose CPU
  * time has not changed since still does (0.3 us), so to look at a thousand sleepers
@@ -70,9 +70,10 @@
 #define WAITER_SHARE 100
 #define WAITER_PAUSE_NS_MIN UINT64_C(1000000)
 #define WAITER_PAUSE_NS_MAX UINT64_C(500000000)
-/* From one sweep to the next, unless that takes more than one part in its share. */
-#define SWEEP_PAUSE_NS UINT64_C(1000000000)
-#define SWEEP_SHARE 400
+/* The same of sweeps. */
+#define SWEEP_SHARE 100
+#define SWEEP_PAUSE_NS_MIN UINT64_C(500000000)
+#define SWEEP_PAUSE_NS_MAX UINT64_C(900000000)
 /*
  * Who has run for so long has not looked a word up before.  That takes less than a
  * microsecond, but a virtual processor may stand still meanwhile.
@@ -378,7 +379,9 @@ waiters_list(mesh_tasks_t *tasks, uint32_t self) {
 static void
 sweep_done(uint64_t end_ns, uint64_t took_ns) {
 	uint64_t pause = took_ns * SWEEP_SHARE;
-	pause = pause < SWEEP_PAUSE_NS ? SWEEP_PAUSE_NS : pause;
+	pause = pause < SWEEP_PAUSE_NS_MIN ? SWEEP_PAUSE_NS_MIN
+	    : pause > SWEEP_PAUSE_NS_MAX   ? SWEEP_PAUSE_NS_MAX
+	                                   : pause;
 	atomic_store_u64(&sweep_due_ns, end_ns + pause, ATOMIC_RELAXED);
 }
 
