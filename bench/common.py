@@ -8,6 +8,7 @@ store pages that no page table maps at the moment, and reading smaps stops a
 process that has many mappings; none of them is used.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -31,7 +32,8 @@ STORES = ("/memfd:jemalloc-mesh", "/memfd:mesh_arena")
 START_TIMEOUT_S = 10
 # Each variant has its colour in all pictures.
 COLOURS = {"stock": "tab:red", "mesh off": "tab:pink", "mesh": "tab:blue",
-           "mesh ordered": "tab:cyan", "glibc": "tab:olive", "mimalloc": "tab:green",
+           "mesh ordered": "tab:cyan", "mesh signal": "navy",
+           "glibc": "tab:olive", "mimalloc": "tab:green",
            "tcmalloc": "tab:orange", "Mesh": "tab:purple",
            "defrag": "tab:brown", "valkey": "tab:gray", "valkey mesh": "black"}
 
@@ -107,6 +109,10 @@ def add_arguments(parser, runs):
                         help="directory of the libjemalloc.so.2 that meshes")
     parser.add_argument("--mesh-conf", default="mesh:true",
                         help="MALLOC_CONF of the latter (default %(default)s)")
+    parser.add_argument("--barrier", dest="mesh_conf", metavar="NAME",
+                        type="mesh:true,mesh_barrier:{}".format,
+                        default=argparse.SUPPRESS,
+                        help="short for --mesh-conf mesh:true,mesh_barrier:NAME")
 
 
 def add_only(parser):

@@ -66,14 +66,16 @@ def main():
     parser.add_argument("--followers", type=int, default=20000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--conf", default="mesh:true,mesh_period_ms:-1")
+    parser.add_argument("--barrier", default="auto", metavar="NAME")
     options = parser.parse_args()
+    conf = f"{options.conf},mesh_barrier:{options.barrier}"
     compile_program()
     args = ["-b", str(options.mb), "-z", str(options.size),
             "-l", str(options.live), "-f", str(options.followers), "-w"]
     stock, mesh = [], []
     for _ in range(options.runs):
         stock.append(run(common.BUILD / "stock/lib", args, ""))
-        mesh.append(run(common.BUILD / "lib", args, options.conf))
+        mesh.append(run(common.BUILD / "lib", args, conf))
     middle = common.medians(stock), common.medians(mesh)
     rows = []
     for key, label, form in ROWS:

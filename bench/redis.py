@@ -40,7 +40,9 @@ def variants_of(args):
     pair = common.linked_pair(args)
     known = {"stock": (redis, pair["stock"]),
              "mesh off": (redis, common.LinkedMalloc(pair["mesh"].path)),
-             "mesh": (redis, pair["mesh"])}
+             "mesh": (redis, pair["mesh"]),
+             "mesh signal": (redis, common.LinkedMalloc(
+                 pair["mesh"].path, args.mesh_conf + ",mesh_barrier:signal"))}
     known |= {name: (redis, malloc)
               for name, malloc in common.peers().items()}
     if VALKEY.exists():
