@@ -876,6 +876,16 @@ mesh_batch_end(tsdn_t *tsdn, mesh_site_t *site) {
 	malloc_mutex_unlock(tsdn, &site->bin->lock);
 }
 
+/* Whether anything is to move, for which writers have to be kept off. */
+static bool
+batch_moves(const batch_t *batch) {
+	unsigned i = 0;
+	while (i < batch->nmoves && batch->moves[i].stuck) {
+		i++;
+	}
+	return i < batch->nmoves;
+}
+
 /* From the slabs that are held to those that are put back. */
 static mesh_batch_result_t
 batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
@@ -888,7 +898,7 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 		    || mesh_barrier_reserve(batch->nmoves * site_size(site))
 		    || batch_prepare(tsdn, batch, site_size(site), &stuck)) {
 			why = mesh_refusal_name(get_errno());
-		} else {
+		} else if (batch_moves(batch)) {
 			size_t before = mesh_splice_maps();
 			why = batch_splice(site, batch);
 			result.nmaps = mesh_splice_maps() - before;

@@ -38,6 +38,11 @@
 
 static atomic_b_t fd_wanted;
 
+/* All there are, and their number; guarded by the mesh lock. */
+#define FD_OWN_MAX 8
+static int      fd_own[FD_OWN_MAX];
+static unsigned fd_nown;
+
 /* Whether the calling thread is one of jemalloc's own. */
 static bool
 thread_is_own(void) {
@@ -139,6 +144,16 @@ fd_move(int fd) {
 	return high;
 }
 
+static void
+fd_forget(mesh_fd_t *mfd) {
+	for (unsigned i = 0; mfd->fd != -1 && i < fd_nown; i++) {
+		if (fd_own[i] == mfd->fd) {
+			fd_own[i] = fd_own[--fd_nown];
+		}
+	}
+	mfd->fd = -1;
+}
+
 bool
 mesh_fd_set(mesh_fd_t *mfd, int fd) {
 	struct stat st;
@@ -152,10 +167,28 @@ mesh_fd_set(mesh_fd_t *mfd, int fd) {
 		set_errno(err);
 		return true;
 	}
+	/* The program may have closed the last one. */
+	fd_forget(mfd);
 	mfd->dev = st.st_dev;
 	mfd->ino = st.st_ino;
 	mfd->fd = fd;
+	assert(fd_nown < FD_OWN_MAX);
+	fd_own[fd_nown++] = fd;
 	return false;
+}
+
+unsigned
+mesh_fd_count(void) {
+	return fd_nown;
+}
+
+bool
+mesh_fd_is_own(int fd) {
+	unsigned i = 0;
+	while (i < fd_nown && fd_own[i] != fd) {
+		i++;
+	}
+	return i < fd_nown;
 }
 
 bool
@@ -175,5 +208,5 @@ mesh_fd_drop(mesh_fd_t *mfd) {
 	if (mesh_fd_valid(mfd)) {
 		malloc_close(mfd->fd);
 	}
-	mfd->fd = -1;
+	fd_forget(mfd);
 }

@@ -43,6 +43,9 @@ bool mesh_fd_set(mesh_fd_t *mfd, int fd);
 /* Whether the descriptor is still ours; st gets what fstat said. */
 bool mesh_fd_stat(const mesh_fd_t *mfd, struct stat *st);
 bool mesh_fd_valid(const mesh_fd_t *mfd);
+/* How many there are, and whether a number is one of them. */
+unsigned mesh_fd_count(void);
+bool     mesh_fd_is_own(int fd);
 /* Closes the descriptor if it is still ours, and forgets it. */
 void mesh_fd_drop(mesh_fd_t *mfd);
 

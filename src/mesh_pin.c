@@ -21,6 +21,7 @@
 
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_pin.h"
 #include "jemalloc/internal/mesh_splice.h"
 
@@ -54,9 +55,11 @@ direct_look(void) {
 	/* Its size is the number of descriptors (Linux 6.2). */
 	struct stat st;
 	off_t left = stat("/proc/thread-self/fd", &st) == 0 ? st.st_size : 0;
+	/* Ours may be far beyond all others. */
+	left -= mesh_fd_count();
 	for (int fd = 0; left > 0 && fd < PIN_FDS_MAX; fd++) {
 		int flags = (int)syscall(SYS_fcntl, fd, F_GETFL);
-		if (flags == -1) {
+		if (flags == -1 || mesh_fd_is_own(fd)) {
 			continue;
 		}
 		if (fd_is_direct(fd, flags)) {

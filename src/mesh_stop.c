@@ -77,10 +77,20 @@
 /*
  * A thread that has just woken is about to return from a handler or a call, or to
  * begin the next one: just when a stop could take what a handler has ended for its
- * own, or not find out the call.  So often it is looked at again before it is sent
- * the signal; each look takes some microseconds.
+ * own, or not find out the call.  It may stay there for longer, if it has to wait for
+ * a processor, as the kernel takes that away on the way back from a call.  So before
+ * anybody is stopped it is waited for, so often, each time twice as long, until it has
+ * run for long enough; and looked at so often before it is sent the signal, which takes
+ * some microseconds each time.
  */
-#define STOP_WOKEN_LOOKS 4
+#define STOP_WOKEN_WAITS 6
+#define STOP_WOKEN_NS UINT64_C(50000)
+#define STOP_WOKEN_RUN_NS UINT64_C(50000)
+/* After a stop it may fall asleep and wake before anybody looks. */
+#define STOP_STOPPED_RUN_NS UINT64_C(300000)
+#define STOP_LOOKS 5
+/* If it wakes when others are stopped already, it is waited for only so long. */
+#define STOP_DEFER_NS UINT64_C(2000000)
 
 typedef struct stop_thread_s stop_thread_t;
 struct stop_thread_s {
@@ -100,6 +110,8 @@ struct stop_thread_s {
 	const char *why;
 	bool        asleep;
 	bool        ended;
+	/* Until it has run for so long in all it may have been asleep just before. */
+	uint64_t settled_ns;
 	/* The signals that it blocked when it was looked at. */
 	uint64_t blocked;
 	/*
@@ -447,6 +459,9 @@ thread_check(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	uint64_t ran_ns = mesh_tasks_ran_ns(
 	    atomic_load_u32(&thread->tid, ATOMIC_RELAXED));
 	if (ran_ns == 0 || ran_ns != thread->ran_ns || !thread->asleep) {
+		if (thread->asleep) {
+			thread->settled_ns = ran_ns + STOP_WOKEN_RUN_NS;
+		}
 		/* Before the look: if it runs meanwhile that is seen next time. */
 		thread->ran_ns = ran_ns;
 		thread->why = thread_look(tasks, thread, now);
@@ -456,14 +471,36 @@ thread_check(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	return thread->why;
 }
 
+static bool
+thread_has_woken(const stop_thread_t *thread) {
+	return !thread->asleep && !thread->ended
+	    && thread->ran_ns < thread->settled_ns;
+}
+
+/* The same, until it has not run since it was seen to sleep, or runs on. */
+static const char *
+thread_settle(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
+	uint32_t    tid = atomic_load_u32(&thread->tid, ATOMIC_RELAXED);
+	const char *why = NULL;
+	for (unsigned i = 0; i < STOP_LOOKS && why == NULL; i++) {
+		why = thread_check(tasks, thread, now);
+		if (thread->asleep ? mesh_tasks_ran_ns(tid) == thread->ran_ns
+		                   : !thread_has_woken(thread)) {
+			break;
+		}
+	}
+	return why;
+}
+
 /******************************************************************************/
 /* The stopping side. */
 
-/* Looks at each thread, and disturbs none. */
+/* Looks at each thread, and disturbs none.  Says how many have just woken. */
 static const char *
-world_check(mesh_tasks_t *tasks, uint32_t self) {
+world_look(mesh_tasks_t *tasks, uint32_t self, unsigned *nwoken) {
 	const char *why = NULL;
 	uint64_t    now = now_ns();
+	*nwoken = 0;
 	mesh_tasks_rewind(tasks);
 	for (uint32_t tid; (tid = mesh_tasks_next(tasks, self)) != 0;) {
 		stop_thread_t *thread = thread_get(tid);
@@ -472,11 +509,27 @@ world_check(mesh_tasks_t *tasks, uint32_t self) {
 		}
 		const char *refusal = thread_check(tasks, thread, now);
 		why = why != NULL ? why : refusal;
+		*nwoken += thread_has_woken(thread);
 	}
 	if (tasks->size < 0) {
 		return stop_no_tasks;
 	}
 	stop_looked_ns = now;
+	return why;
+}
+
+/* The same, and gives those that have just woken time to go on. */
+static const char *
+world_check(mesh_tasks_t *tasks, uint32_t self) {
+	unsigned    nwoken;
+	const char *why = world_look(tasks, self, &nwoken);
+	for (unsigned i = 0; why == NULL && nwoken > 0 && i < STOP_WOKEN_WAITS;
+	     i++) {
+		futex_wait(&stop_epoch,
+		    atomic_load_u32(&stop_epoch, ATOMIC_RELAXED),
+		    STOP_WOKEN_NS << i);
+		why = world_look(tasks, self, &nwoken);
+	}
 	return why;
 }
 
@@ -511,13 +564,7 @@ world_signal(mesh_tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
 			    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
 			        != epoch;
 		} else if (!signalled) {
-			bool        woken = thread->asleep;
-			const char *why = thread_check(tasks, thread, now);
-			for (unsigned i = 0; why == NULL && woken
-			     && !thread->asleep && i < STOP_WOKEN_LOOKS;
-			     i++) {
-				why = thread_check(tasks, thread, now);
-			}
+			const char *why = thread_settle(tasks, thread, now);
 			if (why != NULL) {
 				return why;
 			}
@@ -526,8 +573,15 @@ world_signal(mesh_tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
 			continue;
 		}
 		(*nmissing)++;
+		if (!signalled && thread_has_woken(thread)
+		    && now - begin < STOP_DEFER_NS) {
+			/* It has a processor while we wait for the others. */
+			continue;
+		}
 		if (!signalled) {
 			thread->signalled = epoch;
+			thread->settled_ns = thread->ran_ns
+			    + STOP_STOPPED_RUN_NS;
 			syscall(SYS_tgkill, stop_pid, tid, stop_signum);
 		}
 	}
