@@ -17,6 +17,7 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
+#include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_pack.h"
@@ -103,6 +104,8 @@
  * begins with is not worth it: two descriptors, some mappings, a thread that wakes.
  */
 #define START_HOLES (ZU(1) << 20)
+/* So often it is looked where threads sleep; less than STOP_LATE_NS. */
+#define LOOK_NS_MAX UINT64_C(20000000)
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
 #define BACKOFF_MAX 127
 
@@ -166,7 +169,8 @@ pass_scanned(const mesh_scan_t *scan) {
 		return;
 	}
 	refused_pause_ns *= 2;
-	if (refused_pause_ns < REFUSED_PAUSE_NS_MIN) {
+	if (refused_pause_ns < REFUSED_PAUSE_NS_MIN
+	    || scan->why == mesh_stop_timed) {
 		refused_pause_ns = REFUSED_PAUSE_NS_MIN;
 	} else if (refused_pause_ns > REFUSED_PAUSE_NS_MAX) {
 		refused_pause_ns = REFUSED_PAUSE_NS_MAX;
@@ -385,6 +389,25 @@ tidy_look(tsdn_t *tsdn, arena_t *arena) {
 }
 
 /*
+ * Whether threads may be stopped now, if they have to be: before a scan goes on, as it
+ * ends with the first refusal.  Costs next to nothing while they sleep on.
+ */
+static bool
+slice_may_stop(void) {
+	const char *before = mesh_pass_refused();
+	const char *why = mesh_barrier_get() == mesh_barrier_signal
+	    ? mesh_stop_look()
+	    : NULL;
+	bool        timed = (why == mesh_stop_timed);
+	if (timed != (before == mesh_stop_timed)) {
+		atomic_store_p(&refused_why,
+		    timed ? (void *)(uintptr_t)mesh_stop_timed : NULL,
+		    ATOMIC_RELAXED);
+	}
+	return !timed;
+}
+
+/*
  * Works for about ns.  The mesh lock is held.  Returns true if there is more to
  * do soon: it was cut short, or a bin is only backing off.
  */
@@ -439,6 +462,9 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 				bin_state_t state = bin_look(
 				    tsdn, arena, slice_bin, slice_shard, &flux);
 				later |= (state == bin_later);
+				if (state == bin_due && !slice_may_stop()) {
+					return true;
+				}
 				if (state == bin_due
 				    && !pass_scan_begin(tsdn, &slice_scan,
 				        arena, slice_bin, slice_shard)) {
@@ -449,7 +475,8 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 		}
 		if (slice_scan.site.bin != NULL) {
 			bin_t *bin = slice_scan.site.bin;
-			if (!pass_scan_step(tsdn, &slice_scan, ns)) {
+			if (!slice_may_stop()
+			    || !pass_scan_step(tsdn, &slice_scan, ns)) {
 				return true;
 			}
 			bin_backoff(
@@ -464,9 +491,24 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	return later || worked;
 }
 
+/*
+ * From one slice to the next.  Where a signal stops threads that may sleep in calls
+ * with a timeout, it has to be known when these began, while there is something to do.
+ */
+static uint64_t
+slice_period_ns(void) {
+	uint64_t period = (uint64_t)opt_mesh_period_ms * KQU(1000000);
+	return mesh_barrier_get() == mesh_barrier_signal
+	        && (slice_scan.site.bin != NULL
+	            || mesh_pass_refused() == mesh_stop_timed)
+	        && period > LOOK_NS_MAX
+	    ? LOOK_NS_MAX
+	    : period;
+}
+
 static uint64_t
 slice_ns(void) {
-	uint64_t ns = (uint64_t)opt_mesh_period_ms * KQU(1000000) / SLICE_SHARE;
+	uint64_t ns = slice_period_ns() / SLICE_SHARE;
 	return ns < SLICE_NS_MIN ? SLICE_NS_MIN
 	    : ns > SLICE_NS_MAX  ? SLICE_NS_MAX
 	                         : ns;
@@ -481,7 +523,7 @@ request_pending(void) {
 /* Nanoseconds until the next slice of background thread 0 may run. */
 static uint64_t
 slice_wait_ns(void) {
-	uint64_t period = (uint64_t)opt_mesh_period_ms * KQU(1000000);
+	uint64_t period = slice_period_ns();
 	if (request_pending()) {
 		period /= REQUEST_SPEED;
 	} else if (slice_scan.site.bin != NULL) {

@@ -723,6 +723,26 @@ mesh_stop_world(void) {
 	return why;
 }
 
+const char *
+mesh_stop_look(void) {
+	mesh_tasks_t tasks;
+	unsigned     nwoken;
+	if (stop_pid != getpid() || mesh_tasks_single()
+	    /* Who is in the handler yet reads what was seen. */
+	    || atomic_load_u32(&stop_inside, ATOMIC_SEQ_CST) != 0) {
+		return NULL;
+	}
+	if (signal_choose()) {
+		return stop_no_signal;
+	}
+	if (mesh_tasks_open(&tasks)) {
+		return stop_no_tasks;
+	}
+	const char *why = world_look(&tasks, mesh_tasks_self(), &nwoken);
+	mesh_tasks_close(&tasks);
+	return why;
+}
+
 void
 mesh_stop_resume(void) {
 	atomic_fetch_add_u32(&stop_epoch, 1, ATOMIC_SEQ_CST);

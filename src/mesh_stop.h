@@ -17,6 +17,12 @@ const char *mesh_stop_boot(void);
  */
 const char *mesh_stop_world(void);
 void        mesh_stop_resume(void);
+/*
+ * The same reason, as far as it can be told without stopping anybody.  Threads that
+ * were looked at lately are known to be in calls that have just begun.  The mesh lock
+ * is held.
+ */
+const char *mesh_stop_look(void);
 /* The one of those reasons that is often gone soon: threads begin that way. */
 extern const char mesh_stop_blocked[];
 /* And one that is gone once that thread has woken. */
