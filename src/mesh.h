@@ -19,6 +19,8 @@
 #include "jemalloc/internal/tcache_types.h"
 #include "jemalloc/internal/tsd_types.h"
 
+#include <signal.h>
+
 struct bin_s;
 
 /* What keeps writers away from a slab while it is copied (opt.mesh_barrier). */
@@ -322,9 +324,13 @@ void mesh_arena_request(tsdn_t *tsdn, arena_t *arena);
 extern bool mesh_background_thread_named;
 /* The program switches background threads on or off. */
 void mesh_background_thread_set(tsdn_t *tsdn, bool on);
-/* A background thread begins, after all is settled, and ends. */
+/*
+ * A background thread begins, and ends; and what it shall block of all signals, also
+ * while it is made, which may wait for a lock that a stop holds.
+ */
 void mesh_thread_enter(void);
 void mesh_thread_leave(void);
+void mesh_thread_signals(sigset_t *set);
 
 /* mesh_reserve.c */
 

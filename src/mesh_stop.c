@@ -458,7 +458,10 @@ static const char *
 thread_check(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	uint64_t ran_ns = mesh_tasks_ran_ns(
 	    atomic_load_u32(&thread->tid, ATOMIC_RELAXED));
-	if (ran_ns == 0 || ran_ns != thread->ran_ns || !thread->asleep) {
+	if (ran_ns == 0 || ran_ns != thread->ran_ns
+	    || !thread->asleep
+	    /* Of who just fell asleep the kernel may not tell where yet. */
+	    || thread->why == mesh_stop_blocked) {
 		if (thread->asleep) {
 			thread->settled_ns = ran_ns + STOP_WOKEN_RUN_NS;
 		}
@@ -727,7 +730,8 @@ const char *
 mesh_stop_look(void) {
 	mesh_tasks_t tasks;
 	unsigned     nwoken;
-	if (stop_pid != getpid() || mesh_tasks_single()
+	if (stop_pid != getpid()
+	    || mesh_tasks_single()
 	    /* Who is in the handler yet reads what was seen. */
 	    || atomic_load_u32(&stop_inside, ATOMIC_SEQ_CST) != 0) {
 		return NULL;
@@ -770,14 +774,11 @@ mesh_stop_interrupted(void) {
 }
 
 void
-mesh_stop_thread_enter(void) {
-	sigset_t set;
-	sigemptyset(&set);
+mesh_stop_signals_spare(sigset_t *set) {
 	for (size_t i = 0;
 	     i < sizeof(stop_candidates) / sizeof(stop_candidates[0]); i++) {
-		sigaddset(&set, stop_candidates[i]);
+		sigdelset(set, stop_candidates[i]);
 	}
-	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
 const char *

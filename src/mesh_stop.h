@@ -3,6 +3,8 @@
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 
+#include <signal.h>
+
 /*
  * Whether this process can stop its threads: returns the reason why it cannot,
  * as one sentence without a full stop, or NULL.
@@ -44,8 +46,11 @@ bool mesh_stop_poke(pid_t tid);
 /* System calls of the program's that failed with EINTR because of all that. */
 size_t mesh_stop_interrupted(void);
 
-/* Lets a thread be stopped that was created with all signals blocked. */
-void mesh_stop_thread_enter(void);
+/*
+ * Takes the signals that may stop threads out of a set that shall be blocked.  No lock
+ * needed.
+ */
+void mesh_stop_signals_spare(sigset_t *set);
 
 /* The child of a fork has threads of its own; the mesh lock is held. */
 void mesh_stop_postfork_child(void);

@@ -125,10 +125,22 @@ mesh_worker_postfork_child(void) {
 }
 
 void
+mesh_thread_signals(sigset_t *set) {
+	/* With the other barriers they may be the program's. */
+	if (opt_mesh && !mesh_barrier_is_uffd()) {
+		mesh_stop_signals_spare(set);
+	}
+}
+
+void
 mesh_thread_enter(void) {
 	mesh_tasks_own_enter();
-	if (opt_mesh && mesh_barrier_get() == mesh_barrier_signal) {
-		mesh_stop_thread_enter();
+	if (opt_mesh) {
+		/* By now it is known. */
+		sigset_t set;
+		sigfillset(&set);
+		mesh_thread_signals(&set);
+		pthread_sigmask(SIG_SETMASK, &set, NULL);
 	}
 }
 
