@@ -375,14 +375,11 @@ waiters_list(mesh_tasks_t *tasks, uint32_t self) {
 	    || mesh_tasks_count() != before;
 }
 
-/* When the next sweep may come, after one that took so long. */
-static void
-sweep_done(uint64_t end_ns, uint64_t took_ns) {
-	uint64_t pause = took_ns * SWEEP_SHARE;
-	pause = pause < SWEEP_PAUSE_NS_MIN ? SWEEP_PAUSE_NS_MIN
-	    : pause > SWEEP_PAUSE_NS_MAX   ? SWEEP_PAUSE_NS_MAX
-	                                   : pause;
-	atomic_store_u64(&sweep_due_ns, end_ns + pause, ATOMIC_RELAXED);
+/* Until what took so long may come again, to take one part in share of the time. */
+static uint64_t
+pause_ns(uint64_t took_ns, unsigned share, uint64_t min_ns, uint64_t max_ns) {
+	uint64_t pause = took_ns * share;
+	return pause < min_ns ? min_ns : pause > max_ns ? max_ns : pause;
 }
 
 /* One look.  Returns how many threads are late. */
@@ -420,7 +417,11 @@ waiters_look(uint32_t self) {
 		/* Who was not in the list is swept the next time. */
 		atomic_store_b(&sweep_wanted, failed, ATOMIC_RELAXED);
 		uint64_t end = now_ns();
-		sweep_done(end, end - begin);
+		atomic_store_u64(&sweep_due_ns,
+		    end
+		        + pause_ns(end - begin, SWEEP_SHARE, SWEEP_PAUSE_NS_MIN,
+		            SWEEP_PAUSE_NS_MAX),
+		    ATOMIC_RELAXED);
 	}
 	/* Then the notes are kept for those that are seen for the first time. */
 	nlate += failed;
@@ -459,11 +460,11 @@ mesh_waiter_look(void) {
 	uint64_t begin = now_ns();
 	waiters_look(mesh_tasks_self());
 	uint64_t end = now_ns();
-	uint64_t pause = (end - begin) * WAITER_SHARE;
-	pause = pause < WAITER_PAUSE_NS_MIN ? WAITER_PAUSE_NS_MIN
-	    : pause > WAITER_PAUSE_NS_MAX   ? WAITER_PAUSE_NS_MAX
-	                                    : pause;
-	atomic_store_u64(&waiters_due_ns, end + pause, ATOMIC_RELAXED);
+	atomic_store_u64(&waiters_due_ns,
+	    end
+	        + pause_ns(end - begin, WAITER_SHARE, WAITER_PAUSE_NS_MIN,
+	            WAITER_PAUSE_NS_MAX),
+	    ATOMIC_RELAXED);
 }
 
 void

@@ -88,6 +88,9 @@ def test_registered_without_move(run, barrier):
     result = run("pins", "pinned", "heap", barrier=barrier)
     assert (result["count"], result["lost"]) == (0, 0), result
     assert "io_uring" in result["mesh"]["off"], result
+    for where in ("manual", "aligned"):
+        result = run("pins", "pinned", where, barrier=barrier)
+        assert (result["count"], result["lost"]) == (0, 0), result
 
 
 @pytest.mark.parametrize("way", ["sync", "aio", "uring", "fixed"])
