@@ -233,7 +233,10 @@ mesh_barrier_begin(void) {
 	signals_set(~UINT64_C(0), &barrier_signals);
 	barrier_stops = barrier == mesh_barrier_signal
 	    || (mesh_barrier_is_uffd() && mesh_mutex_seen());
-	const char *why = barrier_stops ? mesh_stop_world() : NULL;
+	/* Beside userfaultfd only for mutexes, of which jemalloc has none like that. */
+	const char *why = barrier_stops
+	    ? mesh_stop_world(barrier == mesh_barrier_signal)
+	    : NULL;
 	if (why != NULL) {
 		signals_set(barrier_signals, NULL);
 	}

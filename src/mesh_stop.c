@@ -122,6 +122,7 @@ struct stop_thread_s {
 };
 
 static const int stop_candidates[] = {SIGURG, SIGWINCH};
+#define NCANDIDATES (sizeof(stop_candidates) / sizeof(stop_candidates[0]))
 /* The one of glibc's that no program can block. */
 #define SIGNAL_SETXID 33
 /* The one that is ours, 0 if none is. */
@@ -141,6 +142,9 @@ static atomic_u32_t stop_nwanted;
 
 /* Calls of the program's that ended with EINTR because of us. */
 static atomic_zu_t stop_ninterrupted;
+
+/* Whether jemalloc's own threads run on. */
+static bool stop_spares_own;
 
 static stop_thread_t stop_threads[STOP_THREADS_MAX];
 static unsigned      stop_nthreads;
@@ -289,8 +293,7 @@ signal_choose(void) {
 		return false;
 	}
 	stop_signum = 0;
-	for (size_t i = 0;
-	     i < sizeof(stop_candidates) / sizeof(stop_candidates[0]); i++) {
+	for (size_t i = 0; i < NCANDIDATES; i++) {
 		if (signal_is_ours(stop_candidates[i])
 		    || signal_take(stop_candidates[i])) {
 			stop_signum = stop_candidates[i];
@@ -498,6 +501,16 @@ thread_settle(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 /******************************************************************************/
 /* The stopping side. */
 
+/* The next thread that has to be stopped. */
+static uint32_t
+world_next(mesh_tasks_t *tasks, uint32_t self) {
+	uint32_t tid;
+	do {
+		tid = mesh_tasks_next(tasks, self);
+	} while (tid != 0 && stop_spares_own && mesh_tasks_is_own(tid));
+	return tid;
+}
+
 /* Looks at each thread, and disturbs none.  Says how many have just woken. */
 static const char *
 world_look(mesh_tasks_t *tasks, uint32_t self, unsigned *nwoken) {
@@ -505,7 +518,7 @@ world_look(mesh_tasks_t *tasks, uint32_t self, unsigned *nwoken) {
 	uint64_t    now = now_ns();
 	*nwoken = 0;
 	mesh_tasks_rewind(tasks);
-	for (uint32_t tid; (tid = mesh_tasks_next(tasks, self)) != 0;) {
+	for (uint32_t tid; (tid = world_next(tasks, self)) != 0;) {
 		stop_thread_t *thread = thread_get(tid);
 		if (thread == NULL) {
 			return stop_no_memory;
@@ -549,7 +562,7 @@ world_signal(mesh_tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
 	*nmissing = 0;
 	*stuck = false;
 	mesh_tasks_rewind(tasks);
-	for (uint32_t tid; (tid = mesh_tasks_next(tasks, self)) != 0;) {
+	for (uint32_t tid; (tid = world_next(tasks, self)) != 0;) {
 		stop_thread_t *thread = thread_get(tid);
 		if (thread == NULL) {
 			return stop_no_memory;
@@ -698,7 +711,8 @@ mesh_stop_poke(pid_t tid) {
 }
 
 const char *
-mesh_stop_world(void) {
+mesh_stop_world(bool own) {
+	stop_spares_own = !own;
 	/* The memory may belong to another process, whose threads are not ours. */
 	if (stop_pid != getpid()) {
 		return "the process was made by other means than fork()";
@@ -742,6 +756,7 @@ mesh_stop_look(void) {
 	if (mesh_tasks_open(&tasks)) {
 		return stop_no_tasks;
 	}
+	stop_spares_own = false;
 	const char *why = world_look(&tasks, mesh_tasks_self(), &nwoken);
 	mesh_tasks_close(&tasks);
 	return why;
@@ -775,9 +790,24 @@ mesh_stop_interrupted(void) {
 
 void
 mesh_stop_signals_spare(sigset_t *set) {
-	for (size_t i = 0;
-	     i < sizeof(stop_candidates) / sizeof(stop_candidates[0]); i++) {
-		sigdelset(set, stop_candidates[i]);
+	/*
+	 * The program may wait for the other one in signalfd(2) or sigwait(3), which no
+	 * longer see what some thread does not block.
+	 */
+	int signum = 0;
+	for (size_t i = 0; i < NCANDIDATES && signum == 0; i++) {
+		signum = signal_is_ours(stop_candidates[i]) ? stop_candidates[i]
+		                                            : 0;
+	}
+	for (size_t i = 0; i < NCANDIDATES && signum == 0; i++) {
+		struct sigaction action;
+		if (sigaction(stop_candidates[i], NULL, &action) == 0
+		    && action.sa_handler == SIG_DFL) {
+			signum = stop_candidates[i];
+		}
+	}
+	if (signum != 0) {
+		sigdelset(set, signum);
 	}
 }
 

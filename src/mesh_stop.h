@@ -12,16 +12,17 @@
 const char *mesh_stop_boot(void);
 
 /*
- * Stops all other threads of the process.  The mesh lock is held, all signals
+ * Stops all other threads of the process, jemalloc's own only if own says so: they
+ * block the signal where they need not answer it.  The mesh lock is held, all signals
  * are blocked, and until mesh_stop_resume() the caller takes no lock, allocates
  * nothing and writes to no heap page.  Returns NULL if they all stand still, or
  * the reason why not as a clause; then all of them run.
  */
-const char *mesh_stop_world(void);
+const char *mesh_stop_world(bool own);
 void        mesh_stop_resume(void);
 /*
- * The same reason, as far as it can be told without stopping anybody.  Threads that
- * were looked at lately are known to be in calls that have just begun.  The mesh lock
+ * The same reason for all threads, as far as it can be told without stopping anybody.
+ * Threads that were looked at lately are known to be in calls that have just begun.  The mesh lock
  * is held.
  */
 const char *mesh_stop_look(void);
@@ -47,8 +48,8 @@ bool mesh_stop_poke(pid_t tid);
 size_t mesh_stop_interrupted(void);
 
 /*
- * Takes the signals that may stop threads out of a set that shall be blocked.  No lock
- * needed.
+ * Takes the signal that stops threads, as things are, out of a set that shall be
+ * blocked.  No lock needed.
  */
 void mesh_stop_signals_spare(sigset_t *set);
 

@@ -26,20 +26,48 @@ static char task_text[1024];
 
 /* Of jemalloc's own that are alive, or one fewer. */
 static atomic_u32_t tasks_nown;
+/* Who they are, as far as there is room, among zeros. */
+#define OWN_MAX 64
+static atomic_u32_t tasks_own[OWN_MAX];
+
+/* Puts a thread where another one is; nowhere if that is not there. */
+static void
+own_replace(uint32_t from, uint32_t to) {
+	for (unsigned i = 0; i < OWN_MAX; i++) {
+		uint32_t tid = from;
+		if (atomic_compare_exchange_strong_u32(&tasks_own[i], &tid, to,
+		        ATOMIC_RELAXED, ATOMIC_RELAXED)) {
+			return;
+		}
+	}
+}
 
 void
 mesh_tasks_own_enter(void) {
+	own_replace(0, mesh_tasks_self());
 	atomic_fetch_add_u32(&tasks_nown, 1, ATOMIC_RELAXED);
 }
 
 void
 mesh_tasks_own_leave(void) {
 	atomic_fetch_sub_u32(&tasks_nown, 1, ATOMIC_RELAXED);
+	own_replace(mesh_tasks_self(), 0);
+}
+
+bool
+mesh_tasks_is_own(uint32_t tid) {
+	for (unsigned i = 0; i < OWN_MAX; i++) {
+		if (atomic_load_u32(&tasks_own[i], ATOMIC_RELAXED) == tid) {
+			return true;
+		}
+	}
+	return false;
 }
 
 void
 mesh_tasks_postfork_child(void) {
 	atomic_store_u32(&tasks_nown, 0, ATOMIC_RELAXED);
+	memset(tasks_own, 0, sizeof(tasks_own));
 }
 
 size_t

@@ -30,6 +30,8 @@ mesh_tasks_peek(void *to, const void *from, size_t size) {
 /* A thread of jemalloc's own begins, or ends; no lock needed. */
 void mesh_tasks_own_enter(void);
 void mesh_tasks_own_leave(void);
+/* Whether a thread is one of these; of more than 64 not all are known.  No lock needed. */
+bool mesh_tasks_is_own(uint32_t tid);
 /* A child has none of them. */
 void mesh_tasks_postfork_child(void);
 /* How many threads there are, 0 if that cannot be told.  As below. */

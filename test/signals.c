@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -198,6 +200,36 @@ idle_main(void *arg) {
 	(void)arg;
 	await(&go);
 	return NULL;
+}
+
+/* No thread of the program's takes SIGWINCH, and a descriptor tells of it. */
+static void
+case_descriptor(void) {
+	const unsigned times = 1000;
+	sigset_t       set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGWINCH);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	struct pollfd told = {
+	    signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), POLLIN, 0};
+	pthread_t threads[NTHREADS];
+	for (int i = 0; i < NTHREADS; i++) {
+		threads[i] = thread_start(idle_main, NULL);
+	}
+	step("free");
+	for (unsigned i = 0; i < times; i++) {
+		struct signalfd_siginfo info;
+		kill(getpid(), SIGWINCH);
+		caught += poll(&told, 1, 100) == 1
+		    && read(told.fd, &info, sizeof(info)) == sizeof(info);
+	}
+	printf("\"sent\": %u, ", times);
+	for (int i = 0; i < NTHREADS; i++) {
+		sem_post(&go);
+	}
+	for (int i = 0; i < NTHREADS; i++) {
+		pthread_join(threads[i], NULL);
+	}
 }
 
 /* The program takes the signals itself, one after the other. */
@@ -608,7 +640,7 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } cases[] = {{"block", case_block}, {"sigwait", case_sigwait},
-    {"secret", case_secret},
+    {"secret", case_secret}, {"descriptor", case_descriptor},
     {"take", case_take}, {"leave", case_leave}, {"restart", case_restart},
     {"breed", case_breed}, {"orphan", case_orphan},
     {"coroutines", case_coroutines}, {"altstacks", case_altstacks},
