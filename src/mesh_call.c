@@ -594,8 +594,8 @@ code_read(unsigned char *code, uintptr_t pc, size_t size) {
 #define REG_NR_RDI 7
 
 /*
- * The length of an instruction that loads another register than that, or pushes one,
- * as are made before a call; 0 if it is none of these.
+ * The length of an instruction that computes or loads another register than that, or
+ * writes to memory, as are made before a call; 0 if it is none of these.
  */
 static size_t
 code_load_length(const unsigned char *code, size_t size, unsigned reg) {
@@ -608,36 +608,72 @@ code_load_length(const unsigned char *code, size_t size, unsigned reg) {
 		return 0;
 	}
 	unsigned op = code[at++];
-	if ((op & 0xf8) == 0x50) {
+	/* Whether the result goes to what the second operand names; immediate bytes. */
+	bool   to_rm = false;
+	size_t immediate = 0;
+	switch (op) {
+	case 0x50 ... 0x57: /* push */
 		return at;
-	}
-	if (op == 0x6a) {
-		/* push $imm8 */
+	case 0x6a: /* push $imm8 */
 		return at + 1;
-	}
-	if ((op & 0xf8) == 0xb8) {
-		/* mov $imm32, %reg */
+	case 0xb8 ... 0xbf: /* mov $imm32, %reg */
 		return (rex & 8) == 0 && ((op & 7) | (rex & 1) << 3) != reg
 		    ? at + 4
 		    : 0;
+	case 0x01: /* add, or, and, sub, xor, mov of a register */
+	case 0x09:
+	case 0x21:
+	case 0x29:
+	case 0x31:
+	case 0x89:
+		to_rm = true;
+		break;
+	case 0x03: /* The same to one; movslq, lea. */
+	case 0x0b:
+	case 0x23:
+	case 0x2b:
+	case 0x33:
+	case 0x63:
+	case 0x8b:
+	case 0x8d:
+		break;
+	case 0x69: /* imul */
+		immediate = 4;
+		break;
+	case 0x6b:
+		immediate = 1;
+		break;
+	case 0x81: /* add, or, and, sub, xor, mov of a constant */
+	case 0xc7:
+		to_rm = true;
+		immediate = 4;
+		break;
+	case 0x83: /* The same of a small one; shifts. */
+	case 0xc1:
+		to_rm = true;
+		immediate = 1;
+		break;
+	default:
+		return 0;
 	}
 	unsigned modrm = code[at++];
 	unsigned mod = modrm >> 6;
-	/* xor %reg, %reg and mov %reg, %reg; mov and lea of memory. */
-	bool to_rm = (op == 0x31 || op == 0x89) && mod == 3;
-	if (!to_rm && op != 0x8b && op != 0x8d) {
-		return 0;
-	}
-	unsigned to = to_rm ? (modrm & 7) | (rex & 1) << 3
+	unsigned base = modrm & 7;
+	unsigned to = to_rm ? base | (rex & 1) << 3
 	                    : (modrm >> 3 & 7) | (rex & 4) << 1;
-	if (to == reg || (mod == 0 && (modrm & 7) == 5)) {
+	if ((!to_rm || mod == 3) && to == reg) {
 		return 0;
 	}
-	at += mod != 3 && (modrm & 7) == 4;
-	return at + (mod == 1 ? 1 : mod == 2 ? 4 : 0);
+	if (mod != 3 && base == 4) {
+		base = code[at++] & 7;
+	}
+	size_t displacement = mod == 1 ? 1
+	    : mod == 2 || (mod == 0 && base == 5) ? 4
+	                                          : 0;
+	return at + displacement + immediate;
 }
 
-/* Whether from there to the end other registers than that are loaded. */
+/* Whether from there to the end all is done to other registers than that. */
 static bool
 code_only_loads(
     const unsigned char *code, size_t at, size_t size, unsigned reg) {
@@ -664,7 +700,7 @@ code_loaded(const unsigned char *code, size_t size, unsigned reg) {
 	return -1;
 }
 
-#define CODE_BYTES 48
+#define CODE_BYTES 96
 
 /*
  * The number that the caller of syscall(3) gave it, which made the call: it passes
