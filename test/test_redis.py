@@ -44,7 +44,7 @@ def await_true(condition, seconds=60):
 class Server:
     """A redis-server in a directory of its own, with the dump given, if any."""
 
-    def __init__(self, directory, dump=None):
+    def __init__(self, directory, dump=None, conf=CONF, options=()):
         directory.mkdir()
         if dump:
             shutil.copy(dump, directory / "dump.rdb")
@@ -54,16 +54,18 @@ class Server:
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [redis_server(directory), "--port", "0", "--unixsocket", socket,
-                 "--dir", directory, "--save", "", "--rdb-key-save-delay", "50"],
+                 "--dir", directory, "--save", "", "--rdb-key-save-delay", "50",
+                 *options],
                 env=dict(os.environ, LD_LIBRARY_PATH=str(LIBS["release"]),
-                         MALLOC_CONF=CONF),
+                         MALLOC_CONF=conf),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=without_core_files)
         self.redis = redis.Redis(unix_socket_path=str(socket), socket_timeout=60)
         await_true(self.answers)
 
     def answers(self):
-        assert self.process.poll() is None, self.log.read_text()
+        # What starts a daemon ends.
+        assert self.process.poll() in (None, 0), self.log.read_text()
         try:
             return self.redis.ping()
         except (redis.ConnectionError, redis.BusyLoadingError):
@@ -243,3 +245,21 @@ def test_nothing_differs(start_server, tmp_path):
         second = start_server(f"second-{n}", dump)
         assert model_then.differences(second) == []
         second.stop()
+
+
+@pytest.mark.parametrize("barrier", ["auto", "signal"])
+def test_daemon(tmp_path, barrier):
+    """A server that has become a daemon meshes as others do, at the pace of the default."""
+    pidfile = tmp_path / "pid"
+    server = Server(tmp_path / "daemon", conf=f"mesh:true,mesh_barrier:{barrier}",
+                    options=("--daemonize", "yes", "--pidfile", pidfile))
+    try:
+        model = Model(2)
+        model.commands(server, 3 * NKEYS)
+        model.thin(server, 0.2)
+        await_true(lambda: server.mesh("followers") > 1000)
+        assert model.differences(server) == []
+        assert server.process.wait(timeout=60) == 0
+        assert int(pidfile.read_text()) != server.process.pid
+    finally:
+        server.redis.shutdown(nosave=True)
