@@ -11,13 +11,14 @@ import random
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import redis
 
-from conftest import BUILD, LIBS, without_core_files
+from conftest import BUILD, LIBS, TEST, without_core_files
 
 CONF = "mesh:true,mesh_period_ms:0"
 NKEYS = 60000
@@ -44,8 +45,9 @@ def await_true(condition, seconds=60):
 class Server:
     """A redis-server in a directory of its own, with the dump given, if any."""
 
-    def __init__(self, directory, dump=None, conf=CONF, options=()):
-        directory.mkdir()
+    def __init__(self, directory, dump=None, conf=CONF, options=(), env=None,
+                 before=()):
+        directory.mkdir(exist_ok=True)
         if dump:
             shutil.copy(dump, directory / "dump.rdb")
         self.dump = directory / "dump.rdb"
@@ -53,11 +55,11 @@ class Server:
         socket = directory / "socket"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [redis_server(directory), "--port", "0", "--unixsocket", socket,
+                [*before, redis_server(directory), "--port", "0", "--unixsocket", socket,
                  "--dir", directory, "--save", "", "--rdb-key-save-delay", "50",
                  *options],
-                env=dict(os.environ, LD_LIBRARY_PATH=str(LIBS["release"]),
-                         MALLOC_CONF=conf),
+                env=os.environ | (env or {"LD_LIBRARY_PATH": str(LIBS["release"]),
+                                          "MALLOC_CONF": conf}),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=without_core_files)
         self.redis = redis.Redis(unix_socket_path=str(socket), socket_timeout=60)
@@ -76,10 +78,14 @@ class Server:
         self.process.kill()
         self.process.wait(timeout=60)
 
-    def mesh(self, name):
-        """A number of stats.mesh."""
+    def mesh_text(self, name):
+        """A value of stats.mesh."""
         text = self.redis.execute_command("MEMORY MALLOC-STATS").decode()
-        return int(re.search(rf"^Meshing:$.*?^  {name}: (\d+)$", text, re.M | re.S)[1])
+        return re.search(rf'^Meshing:$.*?^  {name}: "?(.*?)"?$', text, re.M | re.S)[1]
+
+    def mesh(self, name):
+        """A number of these."""
+        return int(self.mesh_text(name))
 
     def saving(self):
         return self.redis.info("persistence")["rdb_bgsave_in_progress"]
@@ -263,3 +269,58 @@ def test_daemon(tmp_path, barrier):
         assert int(pidfile.read_text()) != server.process.pid
     finally:
         server.redis.shutdown(nosave=True)
+
+
+# As Debian's unit has it, which permits less of /usr/bin.
+SANDBOX = """
+mount --bind /usr/bin /usr/bin
+mount --bind /usr/lib /usr/lib
+mount --bind "$1" /usr/lib/jemalloc-mesh
+mount -o remount,bind,noexec /
+mount --bind "$1" "$1"
+mount -o remount,bind,noexec "$1"
+mount -t tmpfs -o size=1M none /mnt
+touch /mnt/null && mount --bind /dev/null /mnt/null && mount --bind /mnt /dev
+shift
+exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs \
+    --inh-caps=-all --bounding-set=-all "$@"
+"""
+
+
+@pytest.fixture
+def sandbox():
+    """What a command is to be preceded by."""
+    directory = Path("/usr/lib/jemalloc-mesh")
+    made = not directory.exists()
+    directory.mkdir(exist_ok=True)
+    yield ["unshare", "-m", "sh", "-e", "-c", SANDBOX, "sh", LIBS["release"].resolve()]
+    if made:
+        directory.rmdir()
+
+
+def test_hardened_unit(sandbox):
+    """The drop-in file does where code is mapped from /usr/lib only, without privileges."""
+    text = (TEST.parent / "docs" / "redis-server.conf").read_text()
+    env = dict(re.findall(r"^Environment=(\w+)=(.*)$", text, re.M))
+    # The library that lies elsewhere is ignored, so all that is tested.
+    elsewhere = LIBS["release"].resolve() / "libjemalloc.so.2"
+    run = subprocess.run([*sandbox, "env", f"LD_PRELOAD={elsewhere}", "true"],
+                         capture_output=True, text=True)
+    assert run.returncode == 0 and "cannot be preloaded" in run.stderr, run
+
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        place = Path(directory) / "redis"
+        place.mkdir(mode=0o755)
+        shutil.chown(place, 65534, 65534)
+        server = Server(place, env={"PATH": os.environ["PATH"]}, before=[
+            *sandbox, "env", *(f"{name}={value}" for name, value in env.items())])
+        try:
+            model = Model(3)
+            model.commands(server, 3 * NKEYS)
+            model.thin(server, 0.2)
+            await_true(lambda: server.mesh("followers") > 1000)
+            assert server.mesh_text("barrier") == "signal"
+            assert model.differences(server) == []
+        finally:
+            server.stop()
