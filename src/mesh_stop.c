@@ -7,7 +7,8 @@
  * on its own: completions of io_uring, pinned buffers, processes that share the
  * memory (clone(2) with CLONE_VM).  A thread in vfork(2) or posix_spawn(3), whose
  * child shares the memory, handles no signal meanwhile, and neither does one
- * within a long read from a disk: then there is no stop.
+ * within a long read from a disk, or that a debugger has stopped: then there is no
+ * stop.
  *
  * Stop:
  *     1. wait until all have left the handler of the stop before
@@ -155,6 +156,7 @@ static atomic_u32_t stop_index[INDEX_SIZE];
 
 static const char stop_no_answer[] =
     "a thread does not answer the signal that stops it";
+static const char stop_traced[] = "a debugger has stopped a thread";
 static const char stop_no_memory[] =
     "the process has more threads than can be stopped";
 static const char stop_no_tasks[] = MESH_TASKS " cannot be read";
@@ -426,6 +428,10 @@ thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	if (signal_in(thread->blocked)) {
 		return mesh_stop_blocked;
 	}
+	if (state == 't') {
+		/* It would not answer, and all others would wait for that. */
+		return stop_traced;
+	}
 	if (!thread->asleep) {
 		return NULL;
 	}
@@ -464,7 +470,7 @@ thread_check(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	if (ran_ns == 0 || ran_ns != thread->ran_ns
 	    || !thread->asleep
 	    /* Of who just fell asleep the kernel may not tell where yet. */
-	    || thread->why == mesh_stop_blocked) {
+	    || thread->why == mesh_stop_blocked || thread->why == stop_traced) {
 		if (thread->asleep) {
 			thread->settled_ns = ran_ns + STOP_WOKEN_RUN_NS;
 		}

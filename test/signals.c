@@ -13,9 +13,12 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -230,6 +233,63 @@ case_descriptor(void) {
 	for (int i = 0; i < NTHREADS; i++) {
 		pthread_join(threads[i], NULL);
 	}
+}
+
+/* Another process stops a thread, as debuggers do, until it is told to end. */
+static pid_t
+debugger_start(pid_t tid) {
+	int told[2];
+	if (pipe(told) != 0) {
+		die("pipe");
+	}
+	pid_t pid = fork();
+	if (pid == 0) {
+		/* Where a process may only trace its descendants it is let to first. */
+		char byte;
+		int  status;
+		close(told[1]);
+		bool err = read(told[0], &byte, 1) != 1
+		    || ptrace(PTRACE_SEIZE, tid, NULL, NULL) != 0
+		    || ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0
+		    || waitpid(tid, &status, __WALL) != tid;
+		kill(getppid(), err ? SIGKILL : SIGUSR1);
+		while (!err) {
+			pause();
+		}
+		_exit(1);
+	}
+	prctl(PR_SET_PTRACER, pid, 0, 0, 0);
+	bad += write(told[1], "", 1) != 1;
+	close(told[0]);
+	close(told[1]);
+	while (caught == 0) {
+		pause_ms(1);
+	}
+	return pid;
+}
+
+static void *
+traced_main(void *arg) {
+	*(pid_t *)arg = gettid();
+	sem_post(&ready);
+	await(&go);
+	return NULL;
+}
+
+static void
+case_debugger(void) {
+	pid_t     tid;
+	pthread_t thread = thread_start(traced_main, &tid);
+	await(&ready);
+	handle(SIGUSR1, handler);
+	pid_t pid = debugger_start(tid);
+	step("stopped");
+	/* What it traced goes on. */
+	kill(pid, SIGKILL);
+	bad += waitpid(pid, NULL, 0) != pid;
+	step("then");
+	sem_post(&go);
+	pthread_join(thread, NULL);
 }
 
 /* The program takes the signals itself, one after the other. */
@@ -641,8 +701,8 @@ static const struct {
 	void (*run)(void);
 } cases[] = {{"block", case_block}, {"sigwait", case_sigwait},
     {"secret", case_secret}, {"descriptor", case_descriptor},
-    {"take", case_take}, {"leave", case_leave}, {"restart", case_restart},
-    {"breed", case_breed}, {"orphan", case_orphan},
+    {"debugger", case_debugger}, {"take", case_take}, {"leave", case_leave},
+    {"restart", case_restart}, {"breed", case_breed}, {"orphan", case_orphan},
     {"coroutines", case_coroutines}, {"altstacks", case_altstacks},
     {"reset", case_reset}, {"exec", case_exec}};
 

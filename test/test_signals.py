@@ -66,6 +66,13 @@ def test_descriptor_tells_of_the_other_signal(case):
     assert result["free"]["mesh"]["barrier"] == "signal", result
 
 
+def test_debugger(case):
+    """While one has a thread stopped nothing is meshed, and nobody is made to wait."""
+    result = case("debugger")
+    assert refused(result["stopped"], "a debugger has stopped"), result
+    assert meshed(result["then"]), result
+
+
 def test_signal_taken(case):
     """If the program takes the signal the other one is used, then none."""
     result = case("take")
