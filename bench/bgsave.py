@@ -3,30 +3,21 @@
 jemalloc with meshing: how long clients wait, what fork and memory cost, and
 whether the file holds what the server held.
 
-The server is filled with values of 240 bytes, loses six of seven at random, and is
-filled up again with values of 492 bytes, which leaves the slabs of the first ones
-mostly empty.  When meshing has come to rest, a client reads, replaces and
-overwrites values, always with the same bytes, so that DEBUG DIGEST stays what it
-is while memory changes, and the server is told to BGSAVE.
+When meshing has come to rest, a client loads the server (load.py), which does not
+change what DEBUG DIGEST says, and it is told to BGSAVE.
 """
 
 import argparse
-import hashlib
 import multiprocessing
-import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import common
-from common import MB, resp
+import load
+from common import MB
 
-# (values per MB of data, size, share that stays)
-PHASES = ((2900, 240, 0.15), (1450, 492, 1))
-PIPELINE = 500
-LOADED = 100_000  # keys that the load is about
-COMMANDS = 16  # in one pipeline of the load
 LOAD_S = 3  # before, and after the BGSAVE
 REST_S = 2  # meshing is at rest when it has done nothing for so long
 MESH_TIMEOUT_S = 180
@@ -53,76 +44,6 @@ ROWS = (  # key, label, format
     ("mesh_followers", "mesh: followers before", "{:,.0f}"),
     ("mesh_saved_mb", "mesh: saved before (MB)", "{:.1f}"),
 )
-
-
-def key(phase, number):
-    return b"key:%d:%09d" % (phase, number)
-
-
-def value(phase, number):
-    return hashlib.shake_128(key(phase, number)).digest(PHASES[phase][1])
-
-
-def fill(server, megabytes):
-    """Fills and fragments the server; returns the keys that are in it."""
-    rng = random.Random(1)
-    present = []
-    for phase, (per_mb, _, stay) in enumerate(PHASES):
-        count = per_mb * megabytes
-        for start in range(0, count, PIPELINE):
-            numbers = range(start, min(start + PIPELINE, count))
-            common.exchange(
-                server.socket,
-                b"".join(resp(b"SET", key(phase, n), value(phase, n))
-                         for n in numbers), b"+OK\r\n" * len(numbers))
-        kept = set(rng.sample(range(count), round(count * stay)))
-        gone = [n for n in range(count) if n not in kept]
-        for start in range(0, len(gone), PIPELINE):
-            numbers = gone[start:start + PIPELINE]
-            common.exchange(
-                server.socket,
-                b"".join(resp(b"DEL", key(phase, n)) for n in numbers),
-                b":1\r\n" * len(numbers))
-        present += ((phase, n) for n in kept)
-    return present
-
-
-def exchanges(keys):
-    """Pipelines of the load: a third each of GET, SET (of new memory) and
-    SETRANGE (in place)."""
-    rng = random.Random(2)
-    made = []
-    chosen = rng.sample(keys, min(LOADED, len(keys)))
-    for start in range(0, len(chosen), COMMANDS):
-        request, reply = [], []
-        for phase, n in chosen[start:start + COMMANDS]:
-            name, text = key(phase, n), value(phase, n)
-            which = rng.randrange(3)
-            if which == 0:
-                request.append(resp(b"GET", name))
-                reply.append(b"$%d\r\n%b\r\n" % (len(text), text))
-            elif which == 1:
-                request.append(resp(b"SET", name, text))
-                reply.append(b"+OK\r\n")
-            else:
-                request.append(resp(b"SETRANGE", name, b"0", text))
-                reply.append(b":%d\r\n" % len(text))
-        made.append((b"".join(request), b"".join(reply)))
-    return made
-
-
-def load(address, made, stop, result):
-    """The client, a process of its own: sends (time.monotonic(), ns waited) of
-    each pipeline to result, once told to stop."""
-    with common.connect(address) as connection:
-        waits = []
-        while not stop.is_set():
-            for pipeline in made:
-                begin = time.monotonic()
-                waits.append((begin, common.exchange(connection, *pipeline)))
-                if stop.is_set():
-                    break
-        result.send(waits)
 
 
 def await_meshed(server):
@@ -157,8 +78,8 @@ def save(server, cgroup):
 
 def measure(args, server, cgroup):
     print(" filling ..", end="", flush=True)
-    keys = fill(server, args.mb)
-    made = exchanges(keys)
+    keys = load.fill(server, args.mb)
+    made = load.exchanges(keys)
     print(" meshing ..", end="", flush=True)
     await_meshed(server)
     digest = server.command("DEBUG", "DIGEST")
@@ -173,7 +94,7 @@ def measure(args, server, cgroup):
     print(" saving ..", end="", flush=True)
     context = multiprocessing.get_context("fork")
     stop, (receiver, sender) = context.Event(), context.Pipe(False)
-    client = context.Process(target=load, daemon=True,
+    client = context.Process(target=load.load, daemon=True,
                              args=(server.address, made, stop, sender))
     client.start()
     sender.close()
@@ -193,8 +114,8 @@ def measure(args, server, cgroup):
                 "stall_before_ms": max(calm) / 1e6,
                 "wait_999_us": statistics.quantiles(during, n=1000)[-1] / 1e3,
                 "wait_median_us": statistics.median(during) / 1e3,
-                "rate": len(during) * COMMANDS / (end - begin),
-                "rate_before": len(calm) * COMMANDS / LOAD_S,
+                "rate": len(during) * load.COMMANDS / (end - begin),
+                "rate_before": len(calm) * load.COMMANDS / LOAD_S,
                 "fork_ms": int(server.info("latest_fork_usec")) / 1e3,
                 "save_s": end - begin}
     if before:
