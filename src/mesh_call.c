@@ -318,6 +318,8 @@ call_is_kept(const call_t *call) {
 	switch (call->nr) {
 	case SYS_nanosleep:
 	case SYS_poll:
+	/* One of them that it goes on with already, as after SIGSTOP and SIGCONT. */
+	case SYS_restart_syscall:
 		return true;
 	case SYS_clock_nanosleep:
 		return ((int)call->args[1] & TIMER_ABSTIME) == 0;

@@ -292,6 +292,44 @@ case_debugger(void) {
 	pthread_join(thread, NULL);
 }
 
+static void *
+job_main(void *arg) {
+	(void)arg;
+	while (!stop) {
+		struct timespec sleep = {0, 200000000};
+		uint64_t        begin = now_ns();
+		bad += nanosleep(&sleep, NULL) != 0;
+		bad += poll(NULL, 0, 200) != 0;
+		bad += now_ns() - begin < 400000000;
+		count += 2;
+	}
+	return NULL;
+}
+
+/* Another process stops and continues this one, as a shell does with its jobs. */
+static void
+case_job(void) {
+	pid_t parent = getpid(), pid = fork();
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (getppid() == parent) {
+			pause_ms(30);
+			kill(parent, SIGSTOP);
+			pause_ms(10);
+			kill(parent, SIGCONT);
+		}
+		_exit(0);
+	}
+	pthread_t thread = thread_start(job_main, NULL);
+	mesh_for(8000);
+	stop = true;
+	pthread_join(thread, NULL);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	printf("\"calls\": %llu, ", (unsigned long long)count);
+	step("then");
+}
+
 /* The program takes the signals itself, one after the other. */
 static void
 case_take(void) {
@@ -701,10 +739,10 @@ static const struct {
 	void (*run)(void);
 } cases[] = {{"block", case_block}, {"sigwait", case_sigwait},
     {"secret", case_secret}, {"descriptor", case_descriptor},
-    {"debugger", case_debugger}, {"take", case_take}, {"leave", case_leave},
-    {"restart", case_restart}, {"breed", case_breed}, {"orphan", case_orphan},
-    {"coroutines", case_coroutines}, {"altstacks", case_altstacks},
-    {"reset", case_reset}, {"exec", case_exec}};
+    {"debugger", case_debugger}, {"job", case_job}, {"take", case_take},
+    {"leave", case_leave}, {"restart", case_restart}, {"breed", case_breed},
+    {"orphan", case_orphan}, {"coroutines", case_coroutines},
+    {"altstacks", case_altstacks}, {"reset", case_reset}, {"exec", case_exec}};
 
 static void
 finish(void) {
