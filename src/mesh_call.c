@@ -71,12 +71,6 @@
 static uintptr_t call_begin;
 static uintptr_t call_end;
 static uintptr_t call_known;
-/*
- * Code that returns -EINTR to where %rcx says, which is where it is after any
- * system call.  A stop that comes just after a handler of ours has returned must not
- * take the EINTR of the program's for its own.
- */
-static uintptr_t call_eintr;
 
 static const uint64_t signals_all = ~UINT64_C(0);
 
@@ -124,8 +118,6 @@ call_make(
 	    "movq %%r10, %[end]\n\t"
 	    "leaq 3f(%%rip), %%r10\n\t"
 	    "movq %%r10, %[known]\n\t"
-	    "leaq 4f(%%rip), %%r10\n\t"
-	    "movq %%r10, %[eintr_code]\n\t"
 	    "movl $8, %%r10d\n\t"
 	    "movq %%r14, %%r8\n\t"
 	    "notq %%r8\n\t"
@@ -151,19 +143,34 @@ call_make(
 	    "cmpq %%r15, %%r8\n\t"
 	    "jne 3f\n\t"
 	    "movq %[stopped], %%rax\n"
-	    "3:\tjmp 5f\n"
-	    "4:\tmovq %[eintr], %%rax\n\t"
-	    "jmp *%%rcx\n"
-	    "5:"
+	    "3:"
 	    : "+r"(rax), "+r"(rdi), "+r"(rsi), "+r"(rdx),
 	    [begin] "=m"(call_begin), [end] "=m"(call_end),
-	    [known] "=m"(call_known), [eintr_code] "=m"(call_eintr)
+	    [known] "=m"(call_known)
 	    : "r"(rbx), "r"(r12), "r"(r13), "r"(r14), "r"(r15),
 	    [eintr] "i"(-EINTR), [stopped] "i"(CALL_STOPPED)
 	    : "rcx", "r8", "r9", "r10", "r11", "cc", "memory", "xmm0", "xmm1",
 	    "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
 	    "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 	return rax;
+}
+
+/*
+ * Code that returns -EINTR to where %rcx says, which is where it is after any
+ * system call.  A stop that comes just after a handler of ours has returned must not
+ * take the EINTR of the program's for its own.
+ */
+static uintptr_t
+call_eintr(void) {
+	uintptr_t code;
+	__asm__("leaq 1f(%%rip), %[code]\n\t"
+	        "jmp 2f\n"
+	        "1:\tmovq %[eintr], %%rax\n\t"
+	        "jmp *%%rcx\n"
+	        "2:"
+	        : [code] "=r"(code)
+	        : [eintr] "i"(-EINTR));
+	return code;
 }
 
 /*
@@ -812,7 +819,7 @@ mesh_call_go_on(
 	if (r == -EINTR) {
 		regs[REG_RAX] = 0;
 		regs[REG_RCX] = (greg_t)pc;
-		regs[REG_RIP] = (greg_t)call_eintr;
+		regs[REG_RIP] = (greg_t)call_eintr();
 	}
 	return true;
 }

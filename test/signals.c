@@ -17,8 +17,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ipc.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/sem.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -326,6 +328,53 @@ case_job(void) {
 	pthread_join(thread, NULL);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
+	printf("\"calls\": %llu, ", (unsigned long long)count);
+	step("then");
+}
+
+static void *
+sender_main(void *arg) {
+	const pthread_t *to = arg;
+	/* One more, should the other one have begun a call just before that. */
+	for (unsigned last = 0; last < 100; last += stop) {
+		pthread_kill(*to, SIGRTMIN + 3);
+		struct timespec pause = {0, stop ? 1000000 : 1000};
+		nanosleep(&pause, NULL);
+	}
+	return NULL;
+}
+
+static void *
+storm_main(void *arg) {
+	int id = *(int *)arg;
+	sem_post(&ready);
+	while (!stop) {
+		struct sembuf   wait = {.sem_op = -1};
+		struct timespec timeout = {.tv_sec = 10};
+		bad += semtimedop(id, &wait, 1, &timeout) == 0
+		    || errno != EINTR;
+		count++;
+	}
+	return NULL;
+}
+
+/* Signals come all the time, also while the thread they are for is stopped. */
+static void
+case_storm(void) {
+	int id = semget(IPC_PRIVATE, 1, 0600);
+	if (id == -1) {
+		die("semget");
+	}
+	/* A higher number than ours: it has to wait for our handler. */
+	handle(SIGRTMIN + 3, handler);
+	pthread_t thread = thread_start(storm_main, &id);
+	await(&ready);
+	pthread_t sender = thread_start(sender_main, &thread);
+	mesh_for(200);
+	stop = true;
+	pthread_join(sender, NULL);
+	pthread_join(thread, NULL);
+	semctl(id, 0, IPC_RMID);
 	printf("\"calls\": %llu, ", (unsigned long long)count);
 	step("then");
 }
@@ -739,10 +788,11 @@ static const struct {
 	void (*run)(void);
 } cases[] = {{"block", case_block}, {"sigwait", case_sigwait},
     {"secret", case_secret}, {"descriptor", case_descriptor},
-    {"debugger", case_debugger}, {"job", case_job}, {"take", case_take},
-    {"leave", case_leave}, {"restart", case_restart}, {"breed", case_breed},
-    {"orphan", case_orphan}, {"coroutines", case_coroutines},
-    {"altstacks", case_altstacks}, {"reset", case_reset}, {"exec", case_exec}};
+    {"debugger", case_debugger}, {"job", case_job}, {"storm", case_storm},
+    {"take", case_take}, {"leave", case_leave}, {"restart", case_restart},
+    {"breed", case_breed}, {"orphan", case_orphan},
+    {"coroutines", case_coroutines}, {"altstacks", case_altstacks},
+    {"reset", case_reset}, {"exec", case_exec}};
 
 static void
 finish(void) {
