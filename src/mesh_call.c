@@ -15,6 +15,9 @@
  *     all others                signals are unblocked first; what handler ran then
  *                               has left its mark on the stack
  *
+ * What a call has transferred before a stop it returns, as with any signal.  Where it
+ * would have gone on the handler transfers the rest.
+ *
  * A stop may come while the handler is in that call.  Its handler, on top, does
  * not return to the kernel, or restart_syscall(2) would have nothing to restart; it
  * goes back to where the first one makes the call, which then makes it once more.
@@ -43,6 +46,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 
@@ -775,12 +779,64 @@ code_is_call(uintptr_t pc) {
 	    && code[1] == 0x05;
 }
 
+/*
+ * Whether a call transfers all that it was asked for, unless a signal comes: to or
+ * from pipes and sockets without timeouts.
+ */
+static bool
+call_transfers_all(long nr, const uint64_t *args) {
+	struct stat st;
+	switch (nr) {
+	case SYS_getrandom:
+		return true;
+	case SYS_write:
+	case SYS_sendto:
+		break;
+	case SYS_recvfrom:
+		if ((args[3] & (MSG_WAITALL | MSG_PEEK)) != MSG_WAITALL) {
+			return false;
+		}
+		break;
+	default:
+		return false;
+	}
+	/* Files may be full, and then a signal would say so. */
+	return fstat((int)args[0], &st) == 0
+	    && (S_ISFIFO(st.st_mode)
+	        || (S_ISSOCK(st.st_mode)
+	            && socket_timeout_ns(nr, args) == NEVER));
+}
+
+/* Goes on with a transfer that a stop has cut short; returns what it comes to. */
+static long
+transfer_go_on(long done, long nr, const uint64_t *seen, uint64_t mask,
+    size_t frame) {
+	/* The buffer, and after it how long that is. */
+	unsigned where = nr == SYS_getrandom ? 0 : 1;
+	uint64_t args[6];
+	memcpy(args, seen, sizeof(args));
+	while ((uint64_t)done < seen[where + 1] && !signal_pends(mask)) {
+		args[where] = seen[where] + (uint64_t)done;
+		args[where + 1] = seen[where + 1] - (uint64_t)done;
+		long r = call_make(nr, args, &mask, frame);
+		syscall(SYS_rt_sigprocmask, SIG_SETMASK, &signals_all, NULL,
+		    sizeof(signals_all));
+		if (r > 0) {
+			done += r;
+		} else if (r != CALL_STOPPED) {
+			break;
+		}
+	}
+	return done;
+}
+
 bool
 mesh_call_go_on(
     ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns) {
 	greg_t   *regs = context->uc_mcontext.gregs;
 	uintptr_t pc = (uintptr_t)regs[REG_RIP];
-	if (regs[REG_RAX] != -EINTR || !code_is_call(pc)) {
+	if ((regs[REG_RAX] != -EINTR && regs[REG_RAX] <= 0)
+	    || !code_is_call(pc)) {
 		return true;
 	}
 	bool     is_same = seen->nr >= 0 && seen->pc == pc
@@ -792,6 +848,17 @@ mesh_call_go_on(
 	call_t   call = {.nr = is_seen ? seen->nr
 	                             : code_number(pc, (uintptr_t)regs[REG_RSP]),
 	      .args = args};
+	if (regs[REG_RAX] > 0) {
+		/* One of ours is gone on with where it was made. */
+		if (!mesh_call_is_ours(pc)
+		    && call_transfers_all(call.nr, args)) {
+			memcpy(&call.mask, &context->uc_sigmask,
+			    sizeof(call.mask));
+			regs[REG_RAX] = transfer_go_on(regs[REG_RAX], call.nr,
+			    args, call.mask, frame_size(context));
+		}
+		return true;
+	}
 	/* Code that makes any call, as syscall(3), has made just this one before. */
 	if (call.nr == -1 && is_same && socket_timeout(seen->nr) == 0
 	    && memcmp(args, seen->args, sizeof(args)) == 0) {

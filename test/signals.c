@@ -379,6 +379,72 @@ case_storm(void) {
 	step("then");
 }
 
+#define TRANSFER ((size_t)256 << 10)
+
+/* Bytes of a stream, by where in it they are. */
+static unsigned char
+stream_byte(uint64_t at) {
+	return (unsigned char)(at * 31 + (at >> 8));
+}
+
+/* Writes all at once, to a pipe or a socket. */
+static void *
+transfer_main(void *arg) {
+	int           *fds = arg;
+	unsigned char *buf = outside_alloc(TRANSFER);
+	for (uint64_t at = 0; !stop; at += TRANSFER) {
+		for (size_t i = 0; i < TRANSFER; i++) {
+			buf[i] = stream_byte(at + i);
+		}
+		bad += write(fds[1], buf, TRANSFER) != (ssize_t)TRANSFER;
+		count++;
+	}
+	close(fds[1]);
+	return NULL;
+}
+
+static void *
+receive_main(void *arg) {
+	int           *fds = arg;
+	unsigned char *buf = outside_alloc(TRANSFER);
+	uint64_t       at = 0;
+	ssize_t        n;
+	/* A pipe gives what there is. */
+	while ((n = fds[2] != 0 ? recv(fds[0], buf, TRANSFER, MSG_WAITALL)
+	                        : read(fds[0], buf, TRANSFER))
+	    > 0) {
+		bad += fds[2] != 0 && (size_t)n != TRANSFER;
+		for (ssize_t i = 0; i < n; i++, at++) {
+			bad += buf[i] != stream_byte(at);
+		}
+	}
+	close(fds[0]);
+	return NULL;
+}
+
+/* Large transfers to a pipe and a socket come whole and in order. */
+static void
+case_transfers(void) {
+	int       fds[2][3] = {{0}, {0, 0, 1}};
+	pthread_t threads[2][2];
+	if (pipe(fds[0]) != 0
+	    || socketpair(AF_UNIX, SOCK_STREAM, 0, fds[1]) != 0) {
+		die("pipe");
+	}
+	for (int i = 0; i < 2; i++) {
+		threads[i][0] = thread_start(transfer_main, fds[i]);
+		threads[i][1] = thread_start(receive_main, fds[i]);
+	}
+	mesh_for(3000);
+	stop = true;
+	for (int i = 0; i < 2; i++) {
+		pthread_join(threads[i][0], NULL);
+		pthread_join(threads[i][1], NULL);
+	}
+	printf("\"calls\": %llu, ", (unsigned long long)count);
+	step("then");
+}
+
 /* The program takes the signals itself, one after the other. */
 static void
 case_take(void) {
@@ -789,8 +855,8 @@ static const struct {
 } cases[] = {{"block", case_block}, {"sigwait", case_sigwait},
     {"secret", case_secret}, {"descriptor", case_descriptor},
     {"debugger", case_debugger}, {"job", case_job}, {"storm", case_storm},
-    {"take", case_take}, {"leave", case_leave}, {"restart", case_restart},
-    {"breed", case_breed}, {"orphan", case_orphan},
+    {"transfers", case_transfers}, {"take", case_take}, {"leave", case_leave},
+    {"restart", case_restart}, {"breed", case_breed}, {"orphan", case_orphan},
     {"coroutines", case_coroutines}, {"altstacks", case_altstacks},
     {"reset", case_reset}, {"exec", case_exec}};
 
