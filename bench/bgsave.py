@@ -8,7 +8,6 @@ change what DEBUG DIGEST says, and it is told to BGSAVE.
 """
 
 import argparse
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -92,21 +91,14 @@ def measure(args, server, cgroup):
         figures["mesh_saved_mb"] = stats["saved"] / MB
 
     print(" saving ..", end="", flush=True)
-    context = multiprocessing.get_context("fork")
-    stop, (receiver, sender) = context.Event(), context.Pipe(False)
-    client = context.Process(target=load.load, daemon=True,
-                             args=(server.address, made, stop, sender))
-    client.start()
-    sender.close()
+    client = load.Client(server.address, made)
     time.sleep(LOAD_S)
     before = cgroup.figures().get("cgroup_pages")
     figures["memory_before"] = sum(common.physical(server.pid)) / MB
     begin, end, peak = save(server, cgroup)
     figures["memory_after"] = sum(common.physical(server.pid)) / MB
     time.sleep(LOAD_S)
-    stop.set()
-    waits = receiver.recv()
-    client.join()
+    waits = client.stop()
 
     during = [ns for at, ns in waits if begin <= at + ns / 1e9 and at <= end]
     calm = [ns for at, ns in waits if at + ns / 1e9 < begin]

@@ -105,20 +105,14 @@ def measure(args, beside, quota, server):
     nmeshes = server.mesh_stats().get("nmeshes", 0)
     if quota:
         quota.limit(args.quota)
-    context = multiprocessing.get_context("fork")
-    stop, (receiver, sender) = context.Event(), context.Pipe(False)
-    client = context.Process(target=load.load, daemon=True,
-                             args=(server.address, made, stop, sender))
-    other = context.Process(target=beside, daemon=True, args=(server,))
-    client.start()
+    client = load.Client(server.address, made)
+    other = multiprocessing.get_context("fork").Process(
+        target=beside, daemon=True, args=(server,))
     other.start()
-    sender.close()
     time.sleep(args.seconds)
-    stop.set()
-    waits = [ns for _, ns in receiver.recv()]
+    waits = [ns for _, ns in client.stop()]
     other.kill()
     other.join()
-    client.join()
     stats = server.mesh_stats()
     figures = {"longest_ms": max(waits) / 1e6,
                "most_ms": statistics.quantiles(waits, n=1000)[-1] / 1e6,

@@ -7,6 +7,7 @@ bytes, so that the server holds what it held while its memory changes.
 """
 
 import hashlib
+import multiprocessing
 import random
 import time
 
@@ -76,9 +77,9 @@ def exchanges(keys):
     return made
 
 
-def load(address, made, stop, result):
-    """The client, a process of its own: sends (time.monotonic(), ns waited) of
-    each pipeline to result, once told to stop."""
+def _send(address, made, stop, result):
+    """Sends (time.monotonic(), ns waited) of each pipeline to result, once told to
+    stop."""
     with common.connect(address) as connection:
         waits = []
         while not stop.is_set():
@@ -88,3 +89,23 @@ def load(address, made, stop, result):
                 if stop.is_set():
                     break
         result.send(waits)
+
+
+class Client:
+    """The client, a process of its own, which sends made over and over."""
+
+    def __init__(self, address, made):
+        context = multiprocessing.get_context("fork")
+        self._stop = context.Event()
+        self._receiver, sender = context.Pipe(False)
+        self._process = context.Process(target=_send, daemon=True,
+                                        args=(address, made, self._stop, sender))
+        self._process.start()
+        sender.close()
+
+    def stop(self):
+        """Ends it; returns (time.monotonic(), ns waited) of each pipeline."""
+        self._stop.set()
+        waits = self._receiver.recv()
+        self._process.join()
+        return waits

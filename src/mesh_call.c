@@ -195,6 +195,13 @@ mesh_call_is_ours(uintptr_t pc) {
 	return pc >= call_begin && pc < call_known;
 }
 
+/* After a call, as the handler of a stop meanwhile left them as it liked. */
+static void
+signals_block(void) {
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &signals_all, NULL,
+	    sizeof(signals_all));
+}
+
 /* Whether a signal but these waits that a handler of the program's is for. */
 static bool
 signal_pends(uint64_t mask) {
@@ -819,8 +826,7 @@ transfer_go_on(long done, long nr, const uint64_t *seen, uint64_t mask,
 		args[where] = seen[where] + (uint64_t)done;
 		args[where + 1] = seen[where + 1] - (uint64_t)done;
 		long r = call_make(nr, args, &mask, frame);
-		syscall(SYS_rt_sigprocmask, SIG_SETMASK, &signals_all, NULL,
-		    sizeof(signals_all));
+		signals_block();
 		if (r > 0) {
 			done += r;
 		} else if (r != CALL_STOPPED) {
@@ -848,12 +854,11 @@ mesh_call_go_on(
 	call_t   call = {.nr = is_seen ? seen->nr
 	                             : code_number(pc, (uintptr_t)regs[REG_RSP]),
 	      .args = args};
+	memcpy(&call.mask, &context->uc_sigmask, sizeof(call.mask));
 	if (regs[REG_RAX] > 0) {
 		/* One of ours is gone on with where it was made. */
 		if (!mesh_call_is_ours(pc)
 		    && call_transfers_all(call.nr, args)) {
-			memcpy(&call.mask, &context->uc_sigmask,
-			    sizeof(call.mask));
 			regs[REG_RAX] = transfer_go_on(regs[REG_RAX], call.nr,
 			    args, call.mask, frame_size(context));
 		}
@@ -867,7 +872,6 @@ mesh_call_go_on(
 	if (call.nr == -1 && args_are_futex(args)) {
 		call.nr = SYS_futex;
 	}
-	memcpy(&call.mask, &context->uc_sigmask, sizeof(call.mask));
 	call.end_ns = call_end_ns(
 	    &call, is_seen ? seen->since_ns : entered_ns, entered_ns);
 	call.frame = frame_size(context);
@@ -876,9 +880,7 @@ mesh_call_go_on(
 	}
 	long r;
 	do {
-		/* The handler of a stop meanwhile left them as it liked. */
-		syscall(SYS_rt_sigprocmask, SIG_SETMASK, &signals_all, NULL,
-		    sizeof(signals_all));
+		signals_block();
 		r = call_attempt(&call);
 	} while (r == CALL_STOPPED);
 	call_write_left(&call);
