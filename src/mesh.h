@@ -294,11 +294,11 @@ void  mesh_pack_dalloc(tsd_t *tsd, tcache_t *tcache, void *ptr, szind_t binind);
 /* mesh_pass.c */
 
 /*
- * One bounded slice of work by background thread 0, which holds its info->mtx.
- * Returns nanoseconds until it wants to be called again,
- * BACKGROUND_THREAD_DEFERRED_MAX if only a tick need wake it.
+ * One bounded slice of work by background thread 0, which holds its info->mtx; the others
+ * have little to do.  Returns nanoseconds until it wants to be called again,
+ * BACKGROUND_THREAD_DEFERRED_MAX or more if only a tick need wake it.
  */
-uint64_t mesh_background_work(tsdn_t *tsdn);
+uint64_t mesh_background_work(tsdn_t *tsdn, unsigned ind);
 /*
  * Called once in about a thousand allocation events of an arena, no lock held:
  * wakes background thread 0, or without it runs a small slice itself.

@@ -24,9 +24,8 @@
  * So frames do not pile up.
  *
  * The number of the call is not in the frame of a signal on x86-64.  The mesher
- * reads it before it sends the signal, and most code that makes a call, or has
- * syscall(3) make it, loads it just before.  Relative timeouts count from when the
- * mesher first saw the thread in the call.
+ * reads it before it sends the signal, or the code tells it (mesh_code.c).  Relative
+ * timeouts count from when the mesher first saw the thread in the call.
  *
  * On x86-64 only: elsewhere registers and frames are others, and those calls end with
  * EINTR as signal(7) says.
@@ -40,8 +39,12 @@
 
 #include "jemalloc/internal/mesh_call.h"
 #include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_code.h"
+#include "jemalloc/internal/mesh_frame.h"
 #include "jemalloc/internal/mesh_task.h"
+#include "jemalloc/internal/mesh_transfer.h"
 
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
@@ -49,6 +52,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <termios.h>
 
 #ifdef __x86_64__
 
@@ -56,8 +60,10 @@
 #define NEVER UINT64_MAX
 /* The call was not made, or not to its end, because of a stop. */
 #define CALL_STOPPED (-4096)
+/* The size of an instruction that makes a call. */
+#define CODE_CALL_BYTES 2
 /* What the stack has where the frame of a signal would come. */
-#define CALL_MARK UINT64_C(0x6d65736863616c6c)
+#define CALL_MARK UINT64_C(0x9392988c979c9e93)
 /* Longer timeouts are as good as none. */
 #define TIMEOUT_SECONDS_MAX 1000000000
 
@@ -88,14 +94,18 @@ struct call_s {
 	uint64_t end_ns;
 	/* From the stack pointer down to the registers in the frame of a signal. */
 	size_t frame;
+	/* Where these are on the program's alternate stack; NULL without one. */
+	uint64_t *frame_alt;
+	/* Whether a handler of the program's has run when it was made last. */
+	bool handled;
 };
 
 /*
  * Blocks the signals of mask only, and makes the call, unless a handler ran
- * meanwhile: its frame, that many bytes below the stack pointer, would have taken
- * the place of a mark.  No register has the mark, as the frame has registers.  If none
- * ran, EINTR comes from a signal that turned out to be ignored, and means
- * CALL_STOPPED, except for what the kernel keeps.
+ * meanwhile: its frame, so far below the stack pointer or on the alternate stack, would
+ * have taken the place of a mark.  No register that any of these places may be for has
+ * the mark.  If none ran, EINTR comes from a signal that turned out to be ignored, and
+ * means CALL_STOPPED, except for what the kernel keeps.
  *
  * Between these labels nothing else is done, and no register is kept but those that
  * any function keeps, so that mesh_call_return() can end it from anywhere in
@@ -103,14 +113,17 @@ struct call_s {
  */
 JEMALLOC_NOINLINE CALL_NOCLONE
 static long
-call_make(
-    long nr, const uint64_t args[6], const uint64_t *mask, size_t frame) {
-	register long            rbx __asm__("rbx") = -(long)frame;
+call_make(call_t *call, long nr, const uint64_t args[6],
+    const uint64_t *mask) {
+	uint64_t                 none;
+	register long            rbx __asm__("rbx") = -(long)call->frame;
 	register long            r12 __asm__("r12") = nr;
 	register const uint64_t *r13 __asm__("r13") = args;
-	register uint64_t        r14 __asm__("r14") = CALL_MARK;
-	register uint64_t        r15 __asm__("r15") =
-	    nr == SYS_restart_syscall ? 0 : CALL_MARK;
+	register uint64_t       *r14 __asm__("r14") = call->frame_alt != NULL
+	    ? call->frame_alt
+	    : &none;
+	register long            r15 __asm__("r15") =
+	    nr == SYS_restart_syscall;
 	register long            rax __asm__("rax") = SYS_rt_sigprocmask;
 	register long            rdi __asm__("rdi") = SIG_SETMASK;
 	register const uint64_t *rsi __asm__("rsi") = mask;
@@ -123,9 +136,9 @@ call_make(
 	    "leaq 3f(%%rip), %%r10\n\t"
 	    "movq %%r10, %[known]\n\t"
 	    "movl $8, %%r10d\n\t"
-	    "movq %%r14, %%r8\n\t"
-	    "notq %%r8\n\t"
-	    "movq %%r8, (%%rsp,%%rbx)\n"
+	    "movabsq %[mark], %%r8\n\t"
+	    "movq %%r8, (%%rsp,%%rbx)\n\t"
+	    "movq %%r8, (%%r14)\n"
 	    "1:\tsyscall\n\t"
 	    "movq 0(%%r13), %%rdi\n\t"
 	    "movq 8(%%r13), %%rsi\n\t"
@@ -133,18 +146,24 @@ call_make(
 	    "movq 24(%%r13), %%r10\n\t"
 	    "movq 32(%%r13), %%r8\n\t"
 	    "movq 40(%%r13), %%r9\n\t"
-	    "movq (%%rsp,%%rbx), %%rax\n\t"
-	    "notq %%rax\n\t"
-	    "cmpq %%r14, %%rax\n\t"
+	    "movabsq %[mark], %%rcx\n\t"
 	    "movq %[eintr], %%rax\n\t"
+	    "cmpq %%rcx, (%%rsp,%%rbx)\n\t"
+	    "jne 2f\n\t"
+	    "cmpq %%rcx, (%%r14)\n\t"
 	    "jne 2f\n\t"
 	    "movq %%r12, %%rax\n\t"
 	    "syscall\n"
-	    "2:\tcmpq %[eintr], %%rax\n\t"
+	    "2:\tmovabsq %[mark], %%rcx\n\t"
+	    "xorl %%edx, %%edx\n\t"
+	    "cmpq %%rcx, (%%rsp,%%rbx)\n\t"
 	    "jne 3f\n\t"
-	    "movq (%%rsp,%%rbx), %%r8\n\t"
-	    "notq %%r8\n\t"
-	    "cmpq %%r15, %%r8\n\t"
+	    "cmpq %%rcx, (%%r14)\n\t"
+	    "jne 3f\n\t"
+	    "movl $1, %%edx\n\t"
+	    "testq %%r15, %%r15\n\t"
+	    "jnz 3f\n\t"
+	    "cmpq %[eintr], %%rax\n\t"
 	    "jne 3f\n\t"
 	    "movq %[stopped], %%rax\n"
 	    "3:"
@@ -152,10 +171,12 @@ call_make(
 	    [begin] "=m"(call_begin), [end] "=m"(call_end),
 	    [known] "=m"(call_known)
 	    : "r"(rbx), "r"(r12), "r"(r13), "r"(r14), "r"(r15),
-	    [eintr] "i"(-EINTR), [stopped] "i"(CALL_STOPPED)
+	    [mark] "i"(CALL_MARK), [eintr] "i"(-EINTR),
+	    [stopped] "i"(CALL_STOPPED)
 	    : "rcx", "r8", "r9", "r10", "r11", "cc", "memory", "xmm0", "xmm1",
 	    "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
 	    "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+	call->handled = (rdx == 0);
 	return rax;
 }
 
@@ -177,19 +198,6 @@ call_eintr(void) {
 	return code;
 }
 
-/*
- * The frame of a signal: first a red zone, then what is saved of the vector
- * registers, aligned to 64 bytes, then a structure that begins with other
- * registers and is as far from these as in any frame.
- */
-static size_t
-frame_size(const ucontext_t *context) {
-	uintptr_t vectors = (uintptr_t)context->uc_mcontext.fpregs;
-	/* See struct _fpx_sw_bytes of the kernel. */
-	uint32_t size = ((const uint32_t *)(vectors + 464))[1];
-	return 128 + size + (vectors - (uintptr_t)context) - 64;
-}
-
 bool
 mesh_call_is_ours(uintptr_t pc) {
 	return pc >= call_begin && pc < call_known;
@@ -202,14 +210,17 @@ signals_block(void) {
 	    sizeof(signals_all));
 }
 
-/* Whether a signal but these waits that a handler of the program's is for. */
+/*
+ * Whether a signal but these waits that a handler of the program's is for, without these
+ * flags.
+ */
 static bool
-signal_pends(uint64_t mask) {
+signal_pends(uint64_t mask, unsigned flags) {
 	uint64_t pending = 0;
 	syscall(SYS_rt_sigpending, &pending, sizeof(pending));
 	pending &= ~mask;
 	for (int i = 1; pending != 0; i++, pending >>= 1) {
-		if (pending % 2 != 0 && mesh_call_signal_handled(i)) {
+		if (pending % 2 != 0 && mesh_call_signal_handled(i, flags)) {
 			return true;
 		}
 	}
@@ -220,9 +231,15 @@ void
 mesh_call_return(const ucontext_t *context) {
 	const greg_t *regs = context->uc_mcontext.gregs;
 	uintptr_t     pc = (uintptr_t)regs[REG_RIP];
-	if (!mesh_call_is_ours(pc)
-	    || (pc >= call_end && regs[REG_RAX] != -EINTR)) {
+	if (!mesh_call_is_ours(pc)) {
 		return;
+	}
+	long      rax = CALL_STOPPED;
+	uintptr_t to = call_end;
+	if (pc >= call_end && regs[REG_RAX] != -EINTR) {
+		/* What came of it.  A handler of the program's would be run first. */
+		rax = (long)regs[REG_RAX];
+		to = call_known;
 	}
 	__asm__ volatile(
 	    "movq %c[rbx](%%rdi), %%rbx\n\t"
@@ -234,7 +251,7 @@ mesh_call_return(const ucontext_t *context) {
 	    "movq %c[rsp](%%rdi), %%rsp\n\t"
 	    "jmp *%%rsi"
 	    :
-	    : "D"(regs), "S"(call_end), "a"((long)CALL_STOPPED),
+	    : "D"(regs), "S"(to), "a"(rax), "d"(1L),
 	    [rbx] "i"(REG_RBX * sizeof(greg_t)),
 	    [rbp] "i"(REG_RBP * sizeof(greg_t)),
 	    [r12] "i"(REG_R12 * sizeof(greg_t)),
@@ -276,6 +293,7 @@ socket_timeout(long nr) {
 	switch (nr) {
 	case SYS_read:
 	case SYS_readv:
+	case SYS_preadv2:
 	case SYS_recvfrom:
 	case SYS_recvmsg:
 	case SYS_recvmmsg:
@@ -284,6 +302,8 @@ socket_timeout(long nr) {
 		return SO_RCVTIMEO;
 	case SYS_write:
 	case SYS_writev:
+	case SYS_pwritev2:
+	case SYS_sendfile:
 	case SYS_sendto:
 	case SYS_sendmsg:
 	case SYS_sendmmsg:
@@ -306,6 +326,24 @@ socket_timeout_ns(long nr, const uint64_t *args) {
 	    : timeval_ns(&tv);
 }
 
+/* A property of a socket, -1 if it is none. */
+static int
+socket_option(int fd, int option) {
+	int       value;
+	socklen_t size = sizeof(value);
+	return syscall(SYS_getsockopt, fd, SOL_SOCKET, option, &value, &size)
+	        == 0
+	    ? value
+	    : -1;
+}
+
+/* Clocks that go on as time does, if not set. */
+static bool
+clock_is_wall(clockid_t clock) {
+	return clock == CLOCK_REALTIME || clock == CLOCK_MONOTONIC
+	    || clock == CLOCK_BOOTTIME || clock == CLOCK_TAI;
+}
+
 bool
 mesh_call_is_timed(const mesh_call_t *call) {
 	const uint64_t *args = call->args;
@@ -324,6 +362,42 @@ mesh_call_is_timed(const mesh_call_t *call) {
 	default:
 		return socket_timeout(call->nr) != 0
 		    && socket_timeout_ns(call->nr, args) != NEVER;
+	}
+}
+
+/* Whether a terminal gives what there is only after so many bytes, or a while. */
+static bool
+terminal_collects(int fd) {
+	struct termios termios;
+	return tcgetattr(fd, &termios) == 0 && (termios.c_lflag & ICANON) == 0
+	    && (termios.c_cc[VMIN] > 1 || termios.c_cc[VTIME] > 0);
+}
+
+bool
+mesh_call_is_fragile(const mesh_call_t *call) {
+	const uint64_t *args = call->args;
+	int             fd = (int)args[0];
+	switch (call->nr) {
+	case SYS_read:
+		return terminal_collects(fd);
+	case SYS_close:
+		/* Which has no descriptor any more, and may linger. */
+		return true;
+	case SYS_splice:
+		return mesh_transfer_is_timed(fd, SO_RCVTIMEO)
+		    || mesh_transfer_is_timed((int)args[2], SO_SNDTIMEO);
+	case SYS_sendto:
+	case SYS_sendmsg:
+	case SYS_sendmmsg:
+		/* They wait for another socket, of which nothing is known. */
+		return socket_option(fd, SO_DOMAIN) == AF_UNIX
+		    && socket_option(fd, SO_TYPE) == SOCK_DGRAM
+		    && mesh_transfer_is_timed(fd, SO_SNDTIMEO);
+	case SYS_clock_nanosleep:
+		return (args[1] & TIMER_ABSTIME) != 0
+		    && !clock_is_wall((clockid_t)args[0]);
+	default:
+		return false;
 	}
 }
 
@@ -387,21 +461,12 @@ call_end_ns(const call_t *call, uint64_t since_ns, uint64_t entered_ns) {
 	}
 }
 
-static bool
-socket_is_unix(int fd) {
-	int       domain;
-	socklen_t size = sizeof(domain);
-	return syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_DOMAIN, &domain, &size)
-	    == 0
-	    && domain == AF_UNIX;
-}
-
 /*
  * Sleeps until a time of a clock, by the call that unblocks signals.  The clock may
  * be set meanwhile.
  */
 static long
-sleep_attempt(const call_t *call) {
+sleep_attempt(call_t *call) {
 	const struct timespec *end = (const struct timespec *)call->args[2];
 	struct timespec        now;
 	clock_gettime((clockid_t)call->args[0], &now);
@@ -417,32 +482,32 @@ sleep_attempt(const call_t *call) {
 	}
 	uint64_t args[6] = {0, 0, (uintptr_t)&left, (uintptr_t)&call->mask,
 	    sizeof(call->mask), 0};
-	long     r = call_make(SYS_ppoll, args, &signals_all, call->frame);
+	long     r = call_make(call, SYS_ppoll, args, &signals_all);
 	return r == 0 ? CALL_STOPPED : r;
 }
 
 /* A socket is waited for, as its timeout would begin anew with each call. */
 static long
-socket_await(const call_t *call, struct timespec *left) {
+socket_await(call_t *call, struct timespec *left) {
 	struct pollfd pollfd = {.fd = (int)call->args[0],
 	    .events = socket_timeout(call->nr) == SO_RCVTIMEO ? POLLIN
 	                                                      : POLLOUT};
 	uint64_t      args[6] = {(uintptr_t)&pollfd, 1, (uintptr_t)left,
 	         (uintptr_t)&call->mask, sizeof(call->mask), 0};
-	long          r = call_make(SYS_ppoll, args, &signals_all, call->frame);
+	long          r = call_make(call, SYS_ppoll, args, &signals_all);
 	if (r == 0) {
 		return call->nr == SYS_connect ? -EINPROGRESS : -EAGAIN;
 	}
 	/* Those of AF_UNIX always look ready. */
 	return r > 0 && call->nr == SYS_connect
-	        && call->end_ns <= now_ns() && socket_is_unix(pollfd.fd)
+	        && call->end_ns <= now_ns() && socket_option(pollfd.fd, SO_DOMAIN) == AF_UNIX
 	    ? -EAGAIN
 	    : r;
 }
 
 /* Makes the call once more. */
 static long
-call_attempt(const call_t *call) {
+call_attempt(call_t *call) {
 	struct {
 		const uint64_t *mask;
 		size_t          size;
@@ -523,7 +588,7 @@ call_attempt(const call_t *call) {
 				return r;
 			}
 			/* A stop just after its handler would hide the mark. */
-			if (signal_pends(call->mask)) {
+			if (signal_pends(call->mask, 0)) {
 				return -EINTR;
 			}
 			mask = &call->mask;
@@ -531,7 +596,7 @@ call_attempt(const call_t *call) {
 		}
 		}
 	}
-	return call_make(nr, args, mask, call->frame);
+	return call_make(call, nr, args, mask);
 }
 
 /* Whether it is one of those that are known. */
@@ -554,12 +619,9 @@ call_is_known(const call_t *call) {
 	case SYS_msgrcv:
 	case SYS_msgsnd:
 		return true;
-	case SYS_clock_nanosleep: {
-		clockid_t clock = (clockid_t)call->args[0];
-		return call_is_kept(call) || clock == CLOCK_REALTIME
-		    || clock == CLOCK_MONOTONIC || clock == CLOCK_BOOTTIME
-		    || clock == CLOCK_TAI;
-	}
+	case SYS_clock_nanosleep:
+		return call_is_kept(call)
+		    || clock_is_wall((clockid_t)call->args[0]);
 	default:
 		return call_is_kept(call)
 		    || (socket_timeout(call->nr) != 0 && call->end_ns != NEVER);
@@ -596,178 +658,6 @@ call_write_left(const call_t *call) {
 }
 
 /*
- * The code before a program counter, which may be at the beginning of a page.
- * Returns true if it cannot be read.
- */
-static bool
-code_read(unsigned char *code, uintptr_t pc, size_t size) {
-	uintptr_t first = pc - size;
-	if ((first & ~PAGE_MASK) == (pc & ~PAGE_MASK)) {
-		memcpy(code, (const void *)first, size);
-		return false;
-	}
-	return mesh_tasks_peek(code, (const void *)first, size);
-}
-
-/* Registers, as instructions number them. */
-#define REG_NR_RAX 0
-#define REG_NR_RDI 7
-
-/*
- * The length of an instruction that computes or loads another register than that, or
- * writes to memory, as are made before a call; 0 if it is none of these.
- */
-static size_t
-code_load_length(const unsigned char *code, size_t size, unsigned reg) {
-	size_t   at = 0;
-	unsigned rex = 0;
-	if ((code[at] & 0xf0) == 0x40) {
-		rex = code[at++];
-	}
-	if (at + 2 > size) {
-		return 0;
-	}
-	unsigned op = code[at++];
-	/* Whether the result goes to what the second operand names; immediate bytes. */
-	bool   to_rm = false;
-	size_t immediate = 0;
-	switch (op) {
-	case 0x50 ... 0x57: /* push */
-		return at;
-	case 0x6a: /* push $imm8 */
-		return at + 1;
-	case 0xb8 ... 0xbf: /* mov $imm32, %reg */
-		return (rex & 8) == 0 && ((op & 7) | (rex & 1) << 3) != reg
-		    ? at + 4
-		    : 0;
-	case 0x01: /* add, or, and, sub, xor, mov of a register */
-	case 0x09:
-	case 0x21:
-	case 0x29:
-	case 0x31:
-	case 0x89:
-		to_rm = true;
-		break;
-	case 0x03: /* The same to one; movslq, lea. */
-	case 0x0b:
-	case 0x23:
-	case 0x2b:
-	case 0x33:
-	case 0x63:
-	case 0x8b:
-	case 0x8d:
-		break;
-	case 0x69: /* imul */
-		immediate = 4;
-		break;
-	case 0x6b:
-		immediate = 1;
-		break;
-	case 0x81: /* add, or, and, sub, xor, mov of a constant */
-	case 0xc7:
-		to_rm = true;
-		immediate = 4;
-		break;
-	case 0x83: /* The same of a small one; shifts. */
-	case 0xc1:
-		to_rm = true;
-		immediate = 1;
-		break;
-	default:
-		return 0;
-	}
-	unsigned modrm = code[at++];
-	unsigned mod = modrm >> 6;
-	unsigned base = modrm & 7;
-	unsigned to = to_rm ? base | (rex & 1) << 3
-	                    : (modrm >> 3 & 7) | (rex & 4) << 1;
-	if ((!to_rm || mod == 3) && to == reg) {
-		return 0;
-	}
-	if (mod != 3 && base == 4) {
-		base = code[at++] & 7;
-	}
-	size_t displacement = mod == 1 ? 1
-	    : mod == 2 || (mod == 0 && base == 5) ? 4
-	                                          : 0;
-	return at + displacement + immediate;
-}
-
-/* Whether from there to the end all is done to other registers than that. */
-static bool
-code_only_loads(
-    const unsigned char *code, size_t at, size_t size, unsigned reg) {
-	size_t length = 1;
-	while (at < size && length != 0) {
-		length = code_load_length(&code[at], size - at, reg);
-		at += length;
-	}
-	return at == size;
-}
-
-/* The number that is loaded into a register last; -1 if that cannot be had. */
-static long
-code_loaded(const unsigned char *code, size_t size, unsigned reg) {
-	/* mov $number, %reg; then other registers */
-	for (size_t first = size - 5; first < size; first--) {
-		if (code[first] == 0xb8 + reg
-		    && code_only_loads(code, first + 5, size, reg)) {
-			int32_t nr;
-			memcpy(&nr, &code[first + 1], sizeof(nr));
-			return nr;
-		}
-	}
-	return -1;
-}
-
-#define CODE_BYTES 96
-
-/*
- * The number that the caller of syscall(3) gave it, which made the call: it passes
- * its arguments on and leaves the stack as it is.
- */
-static long
-code_number_given(const unsigned char *code, size_t size, uintptr_t sp) {
-	/* mov %rdi, %rax */
-	static const unsigned char moved[] = {0x48, 0x89, 0xf8};
-	bool                       found = false;
-	for (size_t at = size; !found && at-- > sizeof(moved);) {
-		found = memcmp(&code[at - sizeof(moved)], moved, sizeof(moved)) == 0
-		    && code_only_loads(code, at, size, REG_NR_RAX);
-	}
-	unsigned char caller[CODE_BYTES];
-	if (!found
-	    || code_read(caller, *(const uintptr_t *)sp, sizeof(caller))) {
-		return -1;
-	}
-	/* call function, or call *function(%rip) */
-	size = sizeof(caller) - 5;
-	if (caller[size] != 0xe8) {
-		size--;
-		if (caller[size] != 0xff || caller[size + 1] != 0x15) {
-			return -1;
-		}
-	}
-	return code_loaded(caller, size, REG_NR_RDI);
-}
-
-/* The number of the call that has just returned; -1 if it cannot be had. */
-static long
-code_number(uintptr_t pc, uintptr_t sp) {
-	unsigned char code[CODE_BYTES];
-	size_t        size = sizeof(code) - 2; /* syscall */
-	if (code_read(code, pc, sizeof(code))) {
-		return -1;
-	}
-	/* xor %eax, %eax */
-	if (code[size - 2] == 0x31 && code[size - 1] == 0xc0) {
-		return 0;
-	}
-	long nr = code_loaded(code, size, REG_NR_RAX);
-	return nr != -1 ? nr : code_number_given(code, size, sp);
-}
-
-/*
  * Whether these are arguments of FUTEX_WAIT or FUTEX_WAIT_BITSET with a timeout, as
  * far as one can see.  libstdc++ makes that call by syscall(3), whose code does not
  * tell the number.
@@ -779,61 +669,72 @@ args_are_futex(const uint64_t *args) {
 	    && (op == FUTEX_WAIT || op == FUTEX_WAIT_BITSET) && args[3] >= PAGE;
 }
 
-static bool
-code_is_call(uintptr_t pc) {
-	unsigned char code[2];
-	return !code_read(code, pc, sizeof(code)) && code[0] == 0x0f
-	    && code[1] == 0x05;
-}
-
 /*
- * Whether a call transfers all that it was asked for, unless a signal comes: to or
- * from pipes and sockets without timeouts.
+ * The kernel's own for a call that it would begin anew.  recvmmsg(2) leaves it to the
+ * next one on the same socket.
  */
-static bool
-call_transfers_all(long nr, const uint64_t *args) {
-	struct stat st;
-	switch (nr) {
-	case SYS_getrandom:
-		return true;
-	case SYS_write:
-	case SYS_sendto:
-		break;
-	case SYS_recvfrom:
-		if ((args[3] & (MSG_WAITALL | MSG_PEEK)) != MSG_WAITALL) {
-			return false;
-		}
-		break;
-	default:
-		return false;
-	}
-	/* Files may be full, and then a signal would say so. */
-	return fstat((int)args[0], &st) == 0
-	    && (S_ISFIFO(st.st_mode)
-	        || (S_ISSOCK(st.st_mode)
-	            && socket_timeout_ns(nr, args) == NEVER));
-}
+#define ERESTARTSYS 512
 
-/* Goes on with a transfer that a stop has cut short; returns what it comes to. */
-static long
-transfer_go_on(long done, long nr, const uint64_t *seen, uint64_t mask,
-    size_t frame) {
-	/* The buffer, and after it how long that is. */
-	unsigned where = nr == SYS_getrandom ? 0 : 1;
-	uint64_t args[6];
-	memcpy(args, seen, sizeof(args));
-	while ((uint64_t)done < seen[where + 1] && !signal_pends(mask)) {
-		args[where] = seen[where] + (uint64_t)done;
-		args[where + 1] = seen[where + 1] - (uint64_t)done;
-		long r = call_make(nr, args, &mask, frame);
+/* Goes on with a transfer that a stop has cut short. */
+static void
+transfer_go_on(mesh_transfer_t *transfer, call_t *call) {
+	while (mesh_transfer_next(transfer) && !signal_pends(call->mask, 0)) {
+		long r = call_make(
+		    call, transfer->nr, transfer->args, &call->mask);
 		signals_block();
 		if (r > 0) {
-			done += r;
-		} else if (r != CALL_STOPPED) {
+			transfer->done += (uint64_t)r;
+		}
+		if (r > 0 ? call->handled
+		          : r != CALL_STOPPED && r != -ERESTARTSYS) {
 			break;
 		}
 	}
-	return done;
+}
+
+/* Returns EINTR to where a call has been made. */
+static void
+call_fail(ucontext_t *context, uintptr_t pc) {
+	greg_t *regs = context->uc_mcontext.gregs;
+	regs[REG_RAX] = 0;
+	regs[REG_RCX] = (greg_t)pc;
+	regs[REG_RIP] = (greg_t)call_eintr();
+}
+
+/* Whether a signal may end the call with EINTR, even one that has just begun. */
+static bool
+call_is_endable(long nr, const greg_t *regs) {
+	struct stat st;
+	switch (nr) {
+	case SYS_flock:
+	case SYS_futex:
+	case SYS_wait4:
+	case SYS_waitid:
+		return true;
+	case SYS_fcntl:
+		return (int)regs[REG_RSI] == F_SETLKW
+		    || (int)regs[REG_RSI] == F_OFD_SETLKW;
+	default:
+		/* Nobody expects that of files. */
+		return socket_timeout(nr) != 0 && nr != SYS_connect
+		    && fstat((int)regs[REG_RDI], &st) == 0
+		    && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)
+		        || S_ISCHR(st.st_mode));
+	}
+}
+
+/*
+ * Whether a call is about to begin, perhaps anew, that a signal of the program's, which came
+ * meanwhile, is to end.
+ */
+static bool
+call_is_due(const mesh_call_t *seen, const greg_t *regs, uint64_t mask) {
+	uintptr_t pc = (uintptr_t)regs[REG_RIP] + CODE_CALL_BYTES;
+	bool      is_seen = seen->last && regs[REG_RAX] == seen->nr
+	    && seen->pc == pc && seen->sp == (uintptr_t)regs[REG_RSP];
+	return regs[REG_RAX] >= 0 && signal_pends(mask, SA_RESTART)
+	    && mesh_code_is_call(pc)
+	    && (is_seen || call_is_endable((long)regs[REG_RAX], regs));
 }
 
 bool
@@ -841,8 +742,14 @@ mesh_call_go_on(
     ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns) {
 	greg_t   *regs = context->uc_mcontext.gregs;
 	uintptr_t pc = (uintptr_t)regs[REG_RIP];
+	uint64_t  mask;
+	memcpy(&mask, &context->uc_sigmask, sizeof(mask));
+	if (call_is_due(seen, regs, mask)) {
+		call_fail(context, pc + CODE_CALL_BYTES);
+		return true;
+	}
 	if ((regs[REG_RAX] != -EINTR && regs[REG_RAX] <= 0)
-	    || !code_is_call(pc)) {
+	    || !mesh_code_is_call(pc)) {
 		return true;
 	}
 	bool     is_same = seen->nr >= 0 && seen->pc == pc
@@ -851,16 +758,21 @@ mesh_call_go_on(
 	uint64_t args[6] = {(uint64_t)regs[REG_RDI], (uint64_t)regs[REG_RSI],
 	    (uint64_t)regs[REG_RDX], (uint64_t)regs[REG_R10],
 	    (uint64_t)regs[REG_R8], (uint64_t)regs[REG_R9]};
-	call_t   call = {.nr = is_seen ? seen->nr
-	                             : code_number(pc, (uintptr_t)regs[REG_RSP]),
-	      .args = args};
-	memcpy(&call.mask, &context->uc_sigmask, sizeof(call.mask));
+	call_t   call = {
+	      .nr = is_seen ? seen->nr
+	                    : mesh_code_number(pc, (uintptr_t)regs[REG_RSP]),
+	      .args = args,
+	      .mask = mask,
+	      .frame = mesh_frame_size(context),
+	      .frame_alt = mesh_frame_alt(context)};
 	if (regs[REG_RAX] > 0) {
+		mesh_transfer_t transfer;
 		/* One of ours is gone on with where it was made. */
 		if (!mesh_call_is_ours(pc)
-		    && call_transfers_all(call.nr, args)) {
-			regs[REG_RAX] = transfer_go_on(regs[REG_RAX], call.nr,
-			    args, call.mask, frame_size(context));
+		    && mesh_transfer_begin(
+		        &transfer, call.nr, args, regs[REG_RAX])) {
+			transfer_go_on(&transfer, &call);
+			regs[REG_RAX] = (greg_t)transfer.done;
 		}
 		return true;
 	}
@@ -873,8 +785,8 @@ mesh_call_go_on(
 		call.nr = SYS_futex;
 	}
 	call.end_ns = call_end_ns(
-	    &call, is_seen ? seen->since_ns : entered_ns, entered_ns);
-	call.frame = frame_size(context);
+	    &call, is_seen || seen->secret ? seen->since_ns : entered_ns,
+	    entered_ns);
 	if (!call_is_known(&call)) {
 		return false;
 	}
@@ -886,9 +798,7 @@ mesh_call_go_on(
 	call_write_left(&call);
 	regs[REG_RAX] = r;
 	if (r == -EINTR) {
-		regs[REG_RAX] = 0;
-		regs[REG_RCX] = (greg_t)pc;
-		regs[REG_RIP] = (greg_t)call_eintr();
+		call_fail(context, pc);
 	}
 	return true;
 }
@@ -898,6 +808,12 @@ mesh_call_go_on(
 /* The kernel restarts what it does, and the rest ends with EINTR. */
 bool
 mesh_call_is_timed(const mesh_call_t *call) {
+	(void)call;
+	return false;
+}
+
+bool
+mesh_call_is_fragile(const mesh_call_t *call) {
 	(void)call;
 	return false;
 }

@@ -13,7 +13,9 @@ struct mesh_call_s {
 	/* -1 if it was never seen in any, or that could not be had. */
 	long nr;
 	/* Whether it was seen there at last, or before. */
-	bool      last;
+	bool last;
+	/* Whether it was seen asleep at last, and must not be looked at more closely. */
+	bool      secret;
 	uint64_t  args[6];
 	uintptr_t sp;
 	uintptr_t pc;
@@ -21,15 +23,18 @@ struct mesh_call_s {
 	uint64_t since_ns;
 };
 
-/* Whether there is a handler; libc does not tell for the signals it reserves. */
+/*
+ * Whether there is a handler, with none of these flags; libc does not tell for the signals
+ * it reserves.
+ */
 static inline bool
-mesh_call_signal_handled(int signum) {
-	/* As the kernel has it: flags, restorer and mask follow. */
+mesh_call_signal_handled(int signum, unsigned flags) {
+	/* As the kernel has it: restorer and mask follow the flags. */
 	uintptr_t action[4] = {(uintptr_t)SIG_DFL};
 	return syscall(SYS_rt_sigaction, signum, NULL, action, sizeof(uint64_t))
 	    == 0
 	    && action[0] != (uintptr_t)SIG_DFL
-	    && action[0] != (uintptr_t)SIG_IGN;
+	    && action[0] != (uintptr_t)SIG_IGN && (action[1] & flags) == 0;
 }
 
 /*
@@ -37,6 +42,12 @@ mesh_call_signal_handled(int signum) {
  * that one has to know when it began.
  */
 bool mesh_call_is_timed(const mesh_call_t *call);
+
+/*
+ * Whether a signal would end it, cut it short or have it begin anew, and nothing can be
+ * done about that.
+ */
+bool mesh_call_is_fragile(const mesh_call_t *call);
 
 /*
  * For the handler, last of all: goes on with the call that the signal has

@@ -543,7 +543,11 @@ work_wait_ns(uint64_t ns) {
 }
 
 uint64_t
-mesh_background_work(tsdn_t *tsdn) {
+mesh_background_work(tsdn_t *tsdn, unsigned ind) {
+	mesh_thread_renew(tsdn, ind);
+	if (ind != 0) {
+		return BACKGROUND_THREAD_INDEFINITE_SLEEP;
+	}
 	if (mesh_waiter_wait_ns() == 0) {
 		malloc_mutex_lock(tsdn, &mesh_mtx);
 		mesh_waiter_look();
@@ -648,8 +652,8 @@ tick_needed(tsdn_t *tsdn) {
 	}
 	bool     needed = mesh_scan_holes(tsdn, START_HOLES) >= START_HOLES;
 	uint64_t end = now_ns();
-	atomic_store_u64(&look_due_ns, end + (end - begin) * LOOK_SHARE,
-	    ATOMIC_RELAXED);
+	atomic_store_u64(
+	    &look_due_ns, end + (end - begin) * LOOK_SHARE, ATOMIC_RELAXED);
 	return needed;
 }
 

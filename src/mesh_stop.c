@@ -18,7 +18,12 @@
  *        until all of them are parked
  *     4. a look at the whole directory finds every thread parked.  Only threads
  *        that run can make new ones or end, so none is missing from it
- * Resume: the epoch becomes even, which all threads wait for.
+ * Resume: the epoch becomes even, which all threads wait for, but the first.
+ *
+ * A signal to the process goes to the first thread, if that does not block it, and many
+ * programs rely on that though others do not block it either.  To any of these it would
+ * go while the first thread is in the handler.  So that is the last one to be
+ * stopped and the first one to leave.
  *
  * The signal has to be one whose default is that nothing happens.  A signal that
  * is pending for a thread survives execve(2), which sets its handler back to the
@@ -45,6 +50,7 @@
 #include "jemalloc/internal/malloc_io.h"
 #include "jemalloc/internal/mesh_call.h"
 #include "jemalloc/internal/mesh_clock.h"
+#include "jemalloc/internal/mesh_frame.h"
 #include "jemalloc/internal/mesh_stop.h"
 #include "jemalloc/internal/mesh_task.h"
 
@@ -72,6 +78,11 @@
 /* Time until the next look at who does not answer: doubles each time. */
 #define STOP_POLL_NS_MIN UINT64_C(200000)
 #define STOP_POLL_NS_MAX UINT64_C(4000000)
+/* How long the others wait for the first thread, should it wait for a processor. */
+#define STOP_FIRST_NS UINT64_C(1000000)
+/* How long it may take a signal; twice as long each time. */
+#define STOP_FIRST_NS_MIN UINT64_C(20000)
+#define STOP_FIRST_NS_MAX UINT64_C(640000)
 /* So late a call with a timeout may end because of us. */
 #define STOP_LATE_NS UINT64_C(50000000)
 
@@ -128,11 +139,16 @@ static const int stop_candidates[] = {SIGURG, SIGWINCH};
 #define SIGNAL_SETXID 33
 /* The one that is ours, 0 if none is. */
 static int stop_signum;
+/* Whether it is another one than before. */
+static atomic_b_t stop_signal_changed;
 /* Of which process all this is; a child starts afresh. */
 static pid_t stop_pid;
 
 /* Odd while the world is stopped or being stopped. */
 static atomic_u32_t stop_epoch;
+/* The last epoch that the first thread may leave, and that it has left. */
+static atomic_u32_t stop_first;
+static atomic_u32_t stop_first_left;
 /* Threads in the handler. */
 static atomic_u32_t stop_inside;
 /* Whether the mesher waits for the last of them to leave. */
@@ -167,6 +183,8 @@ const char mesh_stop_blocked[] =
     "a thread blocks the signal that stops it, SIGURG or SIGWINCH";
 const char mesh_stop_timed[] =
     "a thread waits for a time that began nobody knows when";
+static const char stop_fragile[] =
+    "a thread is in a system call that a signal would spoil";
 
 /******************************************************************************/
 /* The stopped side. */
@@ -212,6 +230,32 @@ signals_block(uint64_t *old) {
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, old, sizeof(all));
 }
 
+/* Until a word has a value, or has it no more. */
+static void
+handler_await(atomic_u32_t *word, uint32_t value, bool has) {
+	uint32_t now;
+	while (
+	    ((now = atomic_load_u32(word, ATOMIC_ACQUIRE)) == value) != has) {
+		futex_wait(word, now, 0);
+	}
+}
+
+/* Leaves signals to the first thread that has been woken for them. */
+static void
+handler_yield(void) {
+	stop_thread_t *first = thread_find((uint32_t)stop_pid);
+	uint64_t       pending;
+	for (uint64_t ns = STOP_FIRST_NS_MIN;
+	     first != NULL && ns <= STOP_FIRST_NS_MAX
+	     && syscall(SYS_rt_sigpending, &pending, sizeof(pending)) == 0
+	     && (pending & ~first->blocked) != 0;
+	     ns *= 2) {
+		/* nanosleep(2) would take the place of one that is gone on with. */
+		futex_wait(&stop_epoch,
+		    atomic_load_u32(&stop_epoch, ATOMIC_RELAXED), ns);
+	}
+}
+
 /* Returns what the thread was seen in before. */
 static mesh_call_t
 handler_park(uint32_t epoch) {
@@ -229,16 +273,19 @@ handler_park(uint32_t epoch) {
 	    == atomic_load_u32(&stop_nwanted, ATOMIC_SEQ_CST)) {
 		futex_wake(&stop_nparked, 1);
 	}
-	while (atomic_load_u32(&stop_epoch, ATOMIC_ACQUIRE) == epoch) {
-		futex_wait(&stop_epoch, epoch, 0);
+	if (mesh_tasks_self() == (uint32_t)stop_pid) {
+		handler_await(&stop_first, epoch, true);
+		atomic_store_u32(&stop_first_left, epoch, ATOMIC_SEQ_CST);
+		futex_wake(&stop_first_left, 1);
+	} else {
+		handler_await(&stop_epoch, epoch, false);
+		handler_yield();
 	}
 	return self->call;
 }
 
 static void
-handler(int signum, siginfo_t *info, void *context) {
-	(void)signum;
-	(void)info;
+handler_run(ucontext_t *context) {
 	int         saved_errno = get_errno();
 	uint64_t    entered_ns = now_ns();
 	mesh_call_t seen = {.nr = -1};
@@ -259,6 +306,13 @@ handler(int signum, siginfo_t *info, void *context) {
 	set_errno(saved_errno);
 }
 
+static void
+handler(int signum, siginfo_t *info, void *context) {
+	(void)signum;
+	(void)info;
+	mesh_frame_run(context, handler_run);
+}
+
 /******************************************************************************/
 /* The signal. */
 
@@ -275,7 +329,8 @@ signal_take(int signum) {
 	struct sigaction old,
 	    ours = {.sa_sigaction = handler,
 	        .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
-	sigfillset(&ours.sa_mask);
+	/* What sigfillset() spares, a thread may be cancelled by. */
+	memset(&ours.sa_mask, 0xff, sizeof(ours.sa_mask));
 	if (sigaction(signum, NULL, &old) != 0 || old.sa_handler != SIG_DFL
 	    || sigaction(signum, &ours, &old) != 0) {
 		return false;
@@ -299,6 +354,8 @@ signal_choose(void) {
 		if (signal_is_ours(stop_candidates[i])
 		    || signal_take(stop_candidates[i])) {
 			stop_signum = stop_candidates[i];
+			atomic_store_b(
+			    &stop_signal_changed, true, ATOMIC_RELAXED);
 			return false;
 		}
 	}
@@ -396,14 +453,26 @@ call_awaits(const mesh_call_t *call) {
 }
 
 /*
- * The same of a process that may not read its own calls, as it has changed its
- * user.  Where it sleeps the kernel tells even then, or "0" if it tells nobody.
+ * The same of a process that may not read its own calls, as it has changed its user.  A
+ * call that is not known to the kernel for its end, or for what is left of it, is to be
+ * seen soon after it has begun.
  */
-static bool
-task_may_await(const mesh_tasks_t *tasks, uint32_t tid) {
-	const char *text = mesh_tasks_read(tasks, tid, "wchan");
-	return text == NULL || strcmp(text, "0") == 0
-	    || strstr(text, "sigtimedwait") != NULL;
+static const char *
+secret_look(const mesh_tasks_t *tasks, uint32_t tid, bool late) {
+	/* In names of functions where the kernel sleeps, of various versions. */
+	static const char *const kept[] = {"futex", "nanosleep",
+	    "poll_schedule", "do_poll", "do_sys_poll", "select", "do_wait",
+	    "pipe", "sigsuspend"};
+	const char              *where = mesh_tasks_where(tasks, tid);
+	if (where == NULL || strstr(where, "sigtimedwait") != NULL) {
+		return mesh_stop_blocked;
+	}
+	for (size_t i = 0; i < sizeof(kept) / sizeof(kept[0]); i++) {
+		if (strstr(where, kept[i]) != NULL) {
+			return NULL;
+		}
+	}
+	return late ? mesh_stop_timed : NULL;
 }
 
 /* Finds out where a thread is, that has moved. */
@@ -416,6 +485,7 @@ thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	thread->asleep = false;
 	thread->ended = false;
 	thread->call.last = false;
+	thread->call.secret = false;
 	if (task_stat(tasks, tid, &state, &thread->blocked)) {
 		return NULL;
 	}
@@ -436,17 +506,23 @@ thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 		return NULL;
 	}
 	mesh_call_t *call = &thread->call;
-	bool         secret = task_call(tasks, tid, call);
+	bool         late = now - last_ns > STOP_LATE_NS;
+	call->secret = task_call(tasks, tid, call);
 	/* Not before, or the call might have begun later than that. */
 	call->since_ns = now_ns();
-	if (secret ? task_may_await(tasks, tid) : call_awaits(call)) {
+	if (call->secret) {
+		return secret_look(tasks, tid, late);
+	}
+	if (call_awaits(call)) {
 		return mesh_stop_blocked;
 	}
 	/* Of our own calls we know how much is left. */
-	return call->last && now - last_ns > STOP_LATE_NS
-	        && mesh_call_is_timed(call) && !mesh_call_is_ours(call->pc)
-	    ? mesh_stop_timed
-	    : NULL;
+	if (!call->last || mesh_call_is_ours(call->pc)) {
+		return NULL;
+	}
+	return mesh_call_is_fragile(call)      ? stop_fragile
+	    : late && mesh_call_is_timed(call) ? mesh_stop_timed
+	                                       : NULL;
 }
 
 /* Looks whether a thread that was sent the signal has ended, or runs. */
@@ -556,19 +632,42 @@ world_check(mesh_tasks_t *tasks, uint32_t self) {
 }
 
 /*
- * Signals all threads that were not.  nmissing says how many are not parked, and
- * stuck whether one of them waits for something else than a processor.
+ * Sends a thread the signal, unless it has just woken: it has a processor while we wait
+ * for the others.  Returns the reason why it must not be sent.
+ */
+static const char *
+thread_signal(const mesh_tasks_t *tasks, stop_thread_t *thread, uint32_t epoch,
+    uint64_t begin, uint64_t now) {
+	const char *why = thread_settle(tasks, thread, now);
+	if (why != NULL || thread->ended
+	    || (thread_has_woken(thread) && now - begin < STOP_DEFER_NS)) {
+		return why;
+	}
+	thread->signalled = epoch;
+	thread->settled_ns = thread->ran_ns + STOP_STOPPED_RUN_NS;
+	syscall(SYS_tgkill, stop_pid,
+	    atomic_load_u32(&thread->tid, ATOMIC_RELAXED), stop_signum);
+	return NULL;
+}
+
+/*
+ * Signals all threads that were not, the first thread when the others are parked.
+ * nmissing says how many are not, and stuck whether one of them waits for something else
+ * than a processor.
  */
 static const char *
 world_signal(mesh_tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
     unsigned *nmissing, bool *stuck) {
-	uint64_t now = now_ns();
-	bool     ask = now - begin >= STOP_ASK_NS;
-	uint32_t nparked = 0;
+	uint64_t       now = now_ns();
+	bool           ask = now - begin >= STOP_ASK_NS;
+	uint32_t       nparked = 0;
+	stop_thread_t *first = NULL;
+	const char    *why = NULL;
 	*nmissing = 0;
 	*stuck = false;
 	mesh_tasks_rewind(tasks);
-	for (uint32_t tid; (tid = world_next(tasks, self)) != 0;) {
+	for (uint32_t tid;
+	     why == NULL && (tid = world_next(tasks, self)) != 0;) {
 		stop_thread_t *thread = thread_get(tid);
 		if (thread == NULL) {
 			return stop_no_memory;
@@ -577,38 +676,42 @@ world_signal(mesh_tasks_t *tasks, uint32_t self, uint32_t epoch, uint64_t begin,
 			nparked++;
 			continue;
 		}
-		bool signalled = (thread->signalled == epoch);
-		if (signalled && ask) {
+		if (thread->signalled == epoch) {
 			/* What it was seen in before is for its handler. */
-			bool runs = thread_runs(tasks, thread);
+			bool runs = !ask || thread_runs(tasks, thread);
 			/* Unless it has parked since. */
 			*stuck |= !thread->ended && !runs
 			    && atomic_load_u32(&thread->parked, ATOMIC_ACQUIRE)
 			        != epoch;
-		} else if (!signalled) {
-			const char *why = thread_settle(tasks, thread, now);
-			if (why != NULL) {
-				return why;
-			}
-		}
-		if (thread->ended) {
+		} else if (tid == (uint32_t)stop_pid) {
+			first = thread;
 			continue;
+		} else {
+			why = thread_signal(tasks, thread, epoch, begin, now);
 		}
-		(*nmissing)++;
-		if (!signalled && thread_has_woken(thread)
-		    && now - begin < STOP_DEFER_NS) {
-			/* It has a processor while we wait for the others. */
-			continue;
-		}
-		if (!signalled) {
-			thread->signalled = epoch;
-			thread->settled_ns = thread->ran_ns
-			    + STOP_STOPPED_RUN_NS;
-			syscall(SYS_tgkill, stop_pid, tid, stop_signum);
-		}
+		*nmissing += !thread->ended;
+	}
+	if (why == NULL && first != NULL && *nmissing == 0) {
+		why = thread_signal(tasks, first, epoch, begin, now);
+		*nmissing += !first->ended;
+		first = NULL;
 	}
 	atomic_store_u32(&stop_nwanted, nparked + *nmissing, ATOMIC_SEQ_CST);
-	return tasks->size < 0 ? stop_no_tasks : NULL;
+	*nmissing += (first != NULL);
+	return tasks->size < 0 ? stop_no_tasks : why;
+}
+
+/* Waits for a word to have a value, but not for longer than that; true if it has not. */
+static bool
+world_await(atomic_u32_t *word, uint32_t value, uint64_t ns) {
+	uint64_t end = now_ns() + ns;
+	uint64_t now = 0;
+	uint32_t n;
+	while ((n = atomic_load_u32(word, ATOMIC_SEQ_CST)) != value
+	    && (now = now_ns()) < end) {
+		futex_wait(word, n, end - now);
+	}
+	return n != value;
 }
 
 /* Waits for the signalled threads, but not for long: some may end instead. */
@@ -627,16 +730,10 @@ world_await_parked(uint64_t poll_ns) {
 /* Returns true if some thread does not leave the handler. */
 static bool
 world_await_left(void) {
-	uint64_t end = now_ns() + STOP_BUSY_NS;
-	uint64_t now = 0;
-	uint32_t n;
 	atomic_store_b(&stop_awaits_inside, true, ATOMIC_SEQ_CST);
-	while ((n = atomic_load_u32(&stop_inside, ATOMIC_SEQ_CST)) != 0
-	    && (now = now_ns()) < end) {
-		futex_wait(&stop_inside, n, end - now);
-	}
+	bool err = world_await(&stop_inside, 0, STOP_BUSY_NS);
 	atomic_store_b(&stop_awaits_inside, false, ATOMIC_RELAXED);
-	return n != 0;
+	return err;
 }
 
 static const char *
@@ -683,7 +780,7 @@ setxid_poke(pid_t tid) {
 	siginfo_t info = {
 	    .si_signo = SIGNAL_SETXID, .si_code = SI_QUEUE, .si_pid = getpid()};
 	/* Its default would kill. */
-	return !mesh_call_signal_handled(SIGNAL_SETXID)
+	return !mesh_call_signal_handled(SIGNAL_SETXID, 0)
 	    || syscall(
 	           SYS_rt_tgsigqueueinfo, getpid(), tid, SIGNAL_SETXID, &info)
 	    != 0;
@@ -701,11 +798,12 @@ mesh_stop_poke(pid_t tid) {
 	}
 	stop_thread_t thread = {.call.nr = -1};
 	atomic_store_u32(&thread.tid, (uint32_t)tid, ATOMIC_RELAXED);
-	bool blocks = thread_look(&tasks, &thread, now_ns())
-	    == mesh_stop_blocked;
+	const char *why = thread_look(&tasks, &thread, now_ns());
 	mesh_tasks_close(&tasks);
-	if (!blocks) {
-		return syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
+	if (!signal_in(thread.blocked)) {
+		/* Where it sleeps it might take the signal for the program's. */
+		return why == mesh_stop_blocked
+		    || syscall(SYS_tgkill, getpid(), tid, stop_signum) != 0;
 	}
 	/*
 	 * Not while it runs, or sleeps with all blocked, as in a handler of ours: what
@@ -770,7 +868,16 @@ mesh_stop_look(void) {
 
 void
 mesh_stop_resume(void) {
-	atomic_fetch_add_u32(&stop_epoch, 1, ATOMIC_SEQ_CST);
+	uint32_t       epoch = atomic_load_u32(&stop_epoch, ATOMIC_RELAXED);
+	stop_thread_t *first = thread_find((uint32_t)stop_pid);
+	atomic_store_u32(&stop_first, epoch, ATOMIC_SEQ_CST);
+	futex_wake(&stop_first, 1);
+	if (first != NULL
+	    && atomic_load_u32(&first->parked, ATOMIC_ACQUIRE) == epoch
+	    && atomic_load_u32(&stop_nparked, ATOMIC_RELAXED) > 1) {
+		world_await(&stop_first_left, epoch, STOP_FIRST_NS);
+	}
+	atomic_store_u32(&stop_epoch, epoch + 1, ATOMIC_SEQ_CST);
 	futex_wake(&stop_epoch, INT_MAX);
 }
 
@@ -792,6 +899,12 @@ mesh_stop_stands_on(const void *addr, size_t size) {
 size_t
 mesh_stop_interrupted(void) {
 	return atomic_load_zu(&stop_ninterrupted, ATOMIC_RELAXED);
+}
+
+bool
+mesh_stop_signal_changed(void) {
+	return atomic_load_b(&stop_signal_changed, ATOMIC_RELAXED)
+	    && atomic_exchange_b(&stop_signal_changed, false, ATOMIC_RELAXED);
 }
 
 void

@@ -53,6 +53,9 @@ size_t mesh_stop_interrupted(void);
  */
 void mesh_stop_signals_spare(sigset_t *set);
 
+/* Whether that is another signal than when this was asked last.  No lock needed. */
+bool mesh_stop_signal_changed(void);
+
 /* The child of a fork has threads of its own; the mesh lock is held. */
 void mesh_stop_postfork_child(void);
 

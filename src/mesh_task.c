@@ -156,6 +156,12 @@ mesh_tasks_read(const mesh_tasks_t *tasks, uint32_t tid, const char *name) {
 	return task_text;
 }
 
+const char *
+mesh_tasks_where(const mesh_tasks_t *tasks, uint32_t tid) {
+	const char *text = mesh_tasks_read(tasks, tid, "wchan");
+	return text == NULL || strcmp(text, "0") == 0 ? NULL : text;
+}
+
 uint64_t
 mesh_tasks_ran_ns(uint32_t tid) {
 	struct timespec ts;

@@ -73,6 +73,13 @@ const char *mesh_tasks_read(
     const mesh_tasks_t *tasks, uint32_t tid, const char *name);
 
 /*
+ * The function of the kernel that a thread sleeps in, which it tells even of processes
+ * that must not read their other files, until the next call; NULL if it does not sleep,
+ * or that cannot be had.
+ */
+const char *mesh_tasks_where(const mesh_tasks_t *tasks, uint32_t tid);
+
+/*
  * How long a thread has run in all, nanoseconds, 0 if it has ended.  As long as that is
  * the same it is where it was.  No lock needed.
  */

@@ -253,7 +253,7 @@ syscall_word(const waiter_t *waiter, const char *text, bool *several) {
 
 /*
  * Reads what a thread sleeps on.  Returns true if it does not sleep.  Where that
- * must not be read, any sleeper may sleep on anything.
+ * must not be read, any sleeper on a word may sleep on any word.
  */
 static bool
 waiter_read(
@@ -264,7 +264,9 @@ waiter_read(
 	const char *text = mesh_tasks_read(tasks, waiter->tid, "syscall");
 	if (text == NULL) {
 		/* A process that may not be dumped; or it has just ended. */
-		*any = get_errno() == EACCES || get_errno() == EPERM;
+		*any = (get_errno() == EACCES || get_errno() == EPERM)
+		    && ((text = mesh_tasks_where(tasks, waiter->tid)) == NULL
+		        || strstr(text, "futex") != NULL);
 		return false;
 	}
 	if (*text == 'r') {

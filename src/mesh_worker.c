@@ -132,15 +132,40 @@ mesh_thread_signals(sigset_t *set) {
 	}
 }
 
+static void
+thread_signals_set(void) {
+	sigset_t set;
+	sigfillset(&set);
+	mesh_thread_signals(&set);
+	pthread_sigmask(SIG_SETMASK, &set, NULL);
+}
+
 void
 mesh_thread_enter(void) {
 	mesh_tasks_own_enter();
 	if (opt_mesh) {
 		/* By now it is known. */
-		sigset_t set;
-		sigfillset(&set);
-		mesh_thread_signals(&set);
-		pthread_sigmask(SIG_SETMASK, &set, NULL);
+		thread_signals_set();
+	}
+}
+
+void
+mesh_thread_renew(tsdn_t *tsdn, unsigned ind) {
+	if (mesh_barrier_is_uffd()) {
+		return;
+	}
+	thread_signals_set();
+	if (ind != 0 || !mesh_stop_signal_changed()) {
+		return;
+	}
+	/* The others do the same when they wake. */
+	for (size_t i = 1; i < max_background_threads; i++) {
+		background_thread_info_t *info = &background_thread_info[i];
+		malloc_mutex_lock(tsdn, &info->mtx);
+		if (info->state == background_thread_started) {
+			pthread_cond_signal(&info->cond);
+		}
+		malloc_mutex_unlock(tsdn, &info->mtx);
 	}
 }
 

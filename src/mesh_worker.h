@@ -28,6 +28,12 @@ bool mesh_worker_here(void);
  */
 void mesh_worker_start(tsd_t *tsd);
 
+/*
+ * Background thread ind, which holds its info->mtx, blocks what it shall block by now:
+ * the program may have taken a signal that stopped threads.
+ */
+void mesh_thread_renew(tsdn_t *tsdn, unsigned ind);
+
 /* A child may have threads, even if its parent may not; the mesh lock is held. */
 void mesh_worker_postfork_child(void);
 

@@ -379,72 +379,6 @@ case_storm(void) {
 	step("then");
 }
 
-#define TRANSFER ((size_t)256 << 10)
-
-/* Bytes of a stream, by where in it they are. */
-static unsigned char
-stream_byte(uint64_t at) {
-	return (unsigned char)(at * 31 + (at >> 8));
-}
-
-/* Writes all at once, to a pipe or a socket. */
-static void *
-transfer_main(void *arg) {
-	int           *fds = arg;
-	unsigned char *buf = outside_alloc(TRANSFER);
-	for (uint64_t at = 0; !stop; at += TRANSFER) {
-		for (size_t i = 0; i < TRANSFER; i++) {
-			buf[i] = stream_byte(at + i);
-		}
-		bad += write(fds[1], buf, TRANSFER) != (ssize_t)TRANSFER;
-		count++;
-	}
-	close(fds[1]);
-	return NULL;
-}
-
-static void *
-receive_main(void *arg) {
-	int           *fds = arg;
-	unsigned char *buf = outside_alloc(TRANSFER);
-	uint64_t       at = 0;
-	ssize_t        n;
-	/* A pipe gives what there is. */
-	while ((n = fds[2] != 0 ? recv(fds[0], buf, TRANSFER, MSG_WAITALL)
-	                        : read(fds[0], buf, TRANSFER))
-	    > 0) {
-		bad += fds[2] != 0 && (size_t)n != TRANSFER;
-		for (ssize_t i = 0; i < n; i++, at++) {
-			bad += buf[i] != stream_byte(at);
-		}
-	}
-	close(fds[0]);
-	return NULL;
-}
-
-/* Large transfers to a pipe and a socket come whole and in order. */
-static void
-case_transfers(void) {
-	int       fds[2][3] = {{0}, {0, 0, 1}};
-	pthread_t threads[2][2];
-	if (pipe(fds[0]) != 0
-	    || socketpair(AF_UNIX, SOCK_STREAM, 0, fds[1]) != 0) {
-		die("pipe");
-	}
-	for (int i = 0; i < 2; i++) {
-		threads[i][0] = thread_start(transfer_main, fds[i]);
-		threads[i][1] = thread_start(receive_main, fds[i]);
-	}
-	mesh_for(3000);
-	stop = true;
-	for (int i = 0; i < 2; i++) {
-		pthread_join(threads[i][0], NULL);
-		pthread_join(threads[i][1], NULL);
-	}
-	printf("\"calls\": %llu, ", (unsigned long long)count);
-	step("then");
-}
-
 /* The program takes the signals itself, one after the other. */
 static void
 case_take(void) {
@@ -460,6 +394,45 @@ case_take(void) {
 	handle(SIGURG, SIG_DFL);
 	step("again");
 	sem_post(&go);
+	pthread_join(thread, NULL);
+}
+
+/* Uses an arena of its own, which gets a thread of its own. */
+static void *
+allocate_main(void *arg) {
+	void **objects = arg;
+	while (!stop) {
+		for (size_t i = 0; i < NOBJECTS; i++) {
+			objects[i] = malloc(256);
+		}
+		for (size_t i = 0; i < NOBJECTS; i++) {
+			free(objects[i]);
+		}
+	}
+	return NULL;
+}
+
+/* It takes the first one, where jemalloc has threads of its own. */
+static void
+case_late(void) {
+	uint64_t  end = now_ns() + UINT64_C(10000000000), before;
+	pthread_t thread = thread_start(
+	    allocate_main, outside_alloc(NOBJECTS * sizeof(void *)));
+	/* The program's two, and two of jemalloc's. */
+	do {
+		fragment();
+	} while (status_number("Threads") < 4 && now_ns() < end);
+	step("free");
+	handle(SIGURG, handler);
+	ctl_epoch();
+	before = mesh_stat("nmeshes");
+	do {
+		fragment();
+		ctl_epoch();
+	} while (mesh_stat("nmeshes") == before && now_ns() < end);
+	printf("\"late\": %llu, ",
+	    (unsigned long long)(mesh_stat("nmeshes") - before));
+	stop = true;
 	pthread_join(thread, NULL);
 }
 
@@ -812,6 +785,102 @@ case_altstacks(void) {
 	stacks_run(altstacks_main);
 }
 
+/* Where the handler of a signal ran, one of the program's without SA_ONSTACK. */
+static char       *altstack;
+static size_t      altstack_size;
+static atomic_uint on_altstack;
+
+static void
+deep_handler(int signum) {
+	volatile char room[12000];
+	memset((char *)room, signum, sizeof(room));
+	on_altstack += (size_t)((char *)room - altstack) < altstack_size;
+	caught = caught + 1;
+}
+
+/* Has a small stack for signals, as Rust's threads have, that none of its own uses. */
+static void *
+altstack_main(void *arg) {
+	stack_t stack = {.ss_sp = altstack, .ss_size = altstack_size};
+	(void)arg;
+	if (sigaltstack(&stack, NULL) != 0) {
+		die("sigaltstack");
+	}
+	sem_post(&ready);
+	while (!stop) {
+		poll(NULL, 0, 50);
+		count++;
+	}
+	return NULL;
+}
+
+static void
+case_altstack(void) {
+	struct sigaction action = {
+	    .sa_handler = deep_handler, .sa_flags = SA_RESTART};
+	sigaction(SIGUSR1, &action, NULL);
+	/* Beside it, what must stay as it is. */
+	altstack_size = SIGSTKSZ;
+	char *room = outside_alloc(altstack_size + (64 << 10));
+	altstack = room + (64 << 10);
+	pthread_t thread = thread_start(altstack_main, NULL);
+	await(&ready);
+	pthread_t passes = thread_start(pass_main, NULL);
+	for (unsigned i = 0; i < 600; i++) {
+		fragment();
+		pthread_kill(thread, SIGUSR1);
+		pause_ms(2);
+	}
+	stop = true;
+	pthread_join(passes, NULL);
+	pthread_join(thread, NULL);
+	bad += on_altstack + !is_zero(room, 64 << 10);
+	step("then");
+}
+
+/* Threads are cancelled as they wait, and look which signals they block then. */
+static void
+cancelled(void *arg) {
+	sigset_t set;
+	(void)arg;
+	pthread_sigmask(SIG_SETMASK, NULL, &set);
+	bad += sigismember(&set, SIGUSR1);
+	count++;
+}
+
+static void *
+cancel_main(void *arg) {
+	pthread_cleanup_push(cancelled, NULL);
+	sem_post(&ready);
+	switch ((uintptr_t)arg % 3) {
+	case 0:
+		poll(NULL, 0, 100000);
+		break;
+	case 1:
+		pause();
+		break;
+	default:
+		sleep(100);
+	}
+	pthread_cleanup_pop(1);
+	return NULL;
+}
+
+static void
+case_cancel(void) {
+	pthread_t passes = thread_start(pass_main, NULL);
+	for (uintptr_t i = 0; i < 300; i++) {
+		pthread_t thread = thread_start(cancel_main, (void *)i);
+		await(&ready);
+		fragment();
+		pthread_cancel(thread);
+		pthread_join(thread, NULL);
+	}
+	stop = true;
+	pthread_join(passes, NULL);
+	step("then");
+}
+
 /* The program sets all signals back, as daemons do first. */
 static void
 case_reset(void) {
@@ -855,9 +924,10 @@ static const struct {
 } cases[] = {{"block", case_block}, {"sigwait", case_sigwait},
     {"secret", case_secret}, {"descriptor", case_descriptor},
     {"debugger", case_debugger}, {"job", case_job}, {"storm", case_storm},
-    {"transfers", case_transfers}, {"take", case_take}, {"leave", case_leave},
-    {"restart", case_restart}, {"breed", case_breed}, {"orphan", case_orphan},
-    {"coroutines", case_coroutines}, {"altstacks", case_altstacks},
+    {"take", case_take}, {"late", case_late}, {"leave", case_leave},
+    {"cancel", case_cancel}, {"restart", case_restart}, {"breed", case_breed},
+    {"orphan", case_orphan}, {"coroutines", case_coroutines},
+    {"altstacks", case_altstacks}, {"altstack", case_altstack},
     {"reset", case_reset}, {"exec", case_exec}};
 
 static void

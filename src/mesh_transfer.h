@@ -1,0 +1,35 @@
+#ifndef JEMALLOC_INTERNAL_MESH_TRANSFER_H
+#define JEMALLOC_INTERNAL_MESH_TRANSFER_H
+
+#include "jemalloc/internal/jemalloc_preamble.h"
+
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+/* A system call that a signal has cut short. */
+typedef struct mesh_transfer_s mesh_transfer_t;
+struct mesh_transfer_s {
+	long            nr;
+	const uint64_t *seen;
+	/* What it comes to so far: bytes or messages. */
+	uint64_t done;
+	/* The arguments that go on with it, and what they point to. */
+	uint64_t      args[6];
+	struct iovec  iov;
+	struct msghdr msg;
+};
+
+/*
+ * Whether a call would have gone on though it has returned a number.  args have to
+ * stay where they are.
+ */
+bool mesh_transfer_begin(
+    mesh_transfer_t *transfer, long nr, const uint64_t *args, long done);
+
+/* Sets the arguments for the rest; returns false if there is none. */
+bool mesh_transfer_next(mesh_transfer_t *transfer);
+
+/* Whether a socket, or what is none, has a timeout: SO_RCVTIMEO or SO_SNDTIMEO. */
+bool mesh_transfer_is_timed(int fd, int option);
+
+#endif /* JEMALLOC_INTERNAL_MESH_TRANSFER_H */

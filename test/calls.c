@@ -1,0 +1,643 @@
+/*
+ * Makes system calls that a signal may spoil, while another thread has the heap meshed,
+ * and says what came of them.  Each case is one kind of call; see cases below.
+ *
+ * usage: calls CASE [KIND]
+ */
+#define _GNU_SOURCE
+#include "measure.h"
+#include "objects.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/sem.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NOBJECTS 65536
+#define MS UINT64_C(1000000)
+
+static table_t       table;
+static atomic_bool   stop;
+static atomic_uint   bad;
+static atomic_ullong count;
+/* Which of a case's calls. */
+static const char *kind = "";
+
+static bool
+kind_is(const char *name) {
+	return strcmp(kind, name) == 0;
+}
+
+static pthread_t
+thread_start(void *(*main)(void *), void *arg) {
+	pthread_t thread;
+	errno = pthread_create(&thread, NULL, main, arg);
+	if (errno != 0) {
+		die("pthread_create");
+	}
+	return thread;
+}
+
+static void
+pause_ms(unsigned ms) {
+	struct timespec left = {ms / 1000, ms % 1000 * 1000000};
+	while (nanosleep(&left, &left) != 0) {
+	}
+}
+
+/* Makes the heap sparse anew, and has it meshed. */
+static void
+mesh_once(void) {
+	bad += table_free(&table);
+	while (table.n < NOBJECTS) {
+		table_add(&table, malloc(256));
+	}
+	bad += table_thin(&table, 0.1, thin_random);
+	ctl_do("thread.tcache.flush");
+	mesh_pass();
+	bad += table_check(&table);
+}
+
+static pthread_t    mesher;
+static atomic_ulong mesher_wait_ms;
+
+/* Takes no signals of the program's. */
+static void *
+mesher_main(void *arg) {
+	(void)arg;
+	sigset_t set;
+	sigfillset(&set);
+	sigdelset(&set, SIGURG);
+	sigdelset(&set, SIGWINCH);
+	pthread_sigmask(SIG_SETMASK, &set, NULL);
+	pause_ms((unsigned)mesher_wait_ms);
+	while (!stop) {
+		mesh_once();
+	}
+	return NULL;
+}
+
+/* Meshing begins after so long. */
+static void
+mesher_start(unsigned wait_ms) {
+	stop = false;
+	mesher_wait_ms = wait_ms;
+	mesher = thread_start(mesher_main, NULL);
+}
+
+static void
+mesher_end(void) {
+	stop = true;
+	pthread_join(mesher, NULL);
+}
+
+/******************************************************************************/
+/* Transfers: all that is asked for at once comes whole and in order. */
+
+#define TRANSFER ((size_t)256 << 10)
+#define NVECTORS 5
+#define NMESSAGES 20
+#define MESSAGE ((size_t)4096)
+
+typedef struct transfer_s transfer_t;
+struct transfer_s {
+	const char *name;
+	int         type; /* of socket, 0: a pipe */
+	ssize_t (*send)(int fd, unsigned char *buf);
+	ssize_t (*receive)(int fd, unsigned char *buf);
+	/* What these return. */
+	ssize_t whole, received;
+	int     fds[2];
+};
+
+/* Bytes of a stream, by where in it they are. */
+static unsigned char
+stream_byte(uint64_t at) {
+	return (unsigned char)(at * 31 + (at >> 8));
+}
+
+/* Vectors of various lengths, one of them empty. */
+static void
+vectors_fill(struct iovec *vectors, unsigned char *buf) {
+	static const size_t lengths[NVECTORS] = {
+	    1, 100000, 0, 5000, TRANSFER - 105001};
+	for (int i = 0; i < NVECTORS; i++) {
+		vectors[i].iov_base = buf;
+		vectors[i].iov_len = lengths[i];
+		buf += lengths[i];
+	}
+}
+
+static void
+messages_fill(
+    struct mmsghdr *messages, struct iovec *vectors, unsigned char *buf) {
+	memset(messages, 0, NMESSAGES * sizeof(*messages));
+	for (int i = 0; i < NMESSAGES; i++) {
+		vectors[i].iov_base = buf + i * MESSAGE;
+		vectors[i].iov_len = MESSAGE;
+		messages[i].msg_hdr.msg_iov = &vectors[i];
+		messages[i].msg_hdr.msg_iovlen = 1;
+	}
+}
+
+static ssize_t
+send_write(int fd, unsigned char *buf) {
+	return write(fd, buf, TRANSFER);
+}
+
+static ssize_t
+send_writev(int fd, unsigned char *buf) {
+	struct iovec vectors[NVECTORS];
+	vectors_fill(vectors, buf);
+	return writev(fd, vectors, NVECTORS);
+}
+
+static ssize_t
+send_msg(int fd, unsigned char *buf) {
+	struct iovec  vectors[NVECTORS];
+	struct msghdr msg = {.msg_iov = vectors, .msg_iovlen = NVECTORS};
+	vectors_fill(vectors, buf);
+	return sendmsg(fd, &msg, 0);
+}
+
+static ssize_t
+send_file(int fd, unsigned char *buf) {
+	static int file = -1;
+	off_t      at = 0;
+	if (file == -1) {
+		file = memfd_create("calls", MFD_CLOEXEC);
+	}
+	bad += pwrite(file, buf, TRANSFER, 0) != (ssize_t)TRANSFER;
+	return sendfile(fd, file, &at, TRANSFER);
+}
+
+static ssize_t
+send_messages(int fd, unsigned char *buf) {
+	struct mmsghdr messages[NMESSAGES];
+	struct iovec   vectors[NMESSAGES];
+	messages_fill(messages, vectors, buf);
+	return sendmmsg(fd, messages, NMESSAGES, 0);
+}
+
+/* A pipe gives what there is. */
+static ssize_t
+receive_read(int fd, unsigned char *buf) {
+	return read(fd, buf, TRANSFER);
+}
+
+static ssize_t
+receive_all(int fd, unsigned char *buf) {
+	return recv(fd, buf, TRANSFER, MSG_WAITALL);
+}
+
+static ssize_t
+receive_msg(int fd, unsigned char *buf) {
+	struct iovec  vectors[NVECTORS];
+	struct msghdr msg = {.msg_iov = vectors, .msg_iovlen = NVECTORS};
+	vectors_fill(vectors, buf);
+	return recvmsg(fd, &msg, MSG_WAITALL);
+}
+
+static ssize_t
+receive_messages(int fd, unsigned char *buf) {
+	struct mmsghdr messages[NMESSAGES];
+	struct iovec   vectors[NMESSAGES];
+	messages_fill(messages, vectors, buf);
+	int n = recvmmsg(fd, messages, NMESSAGES, 0, NULL);
+	/* At the end they are empty. */
+	return n > 0 && messages[0].msg_len == 0 ? 0 : n;
+}
+
+static transfer_t transfers[] = {
+    {"pipe", 0, send_write, receive_read, TRANSFER, 0, {-1, -1}},
+    {"write", SOCK_STREAM, send_write, receive_all, TRANSFER, TRANSFER,
+        {-1, -1}},
+    {"writev", SOCK_STREAM, send_writev, receive_msg, TRANSFER, TRANSFER,
+        {-1, -1}},
+    {"sendmsg", SOCK_STREAM, send_msg, receive_all, TRANSFER, TRANSFER,
+        {-1, -1}},
+    {"sendfile", SOCK_STREAM, send_file, receive_msg, TRANSFER, TRANSFER,
+        {-1, -1}},
+    {"sendmmsg", SOCK_SEQPACKET, send_messages, receive_messages, NMESSAGES,
+        NMESSAGES, {-1, -1}},
+};
+#define NTRANSFERS (sizeof(transfers) / sizeof(transfers[0]))
+
+/* Bytes that are transferred at once. */
+static size_t
+transfer_size(const transfer_t *t) {
+	return t->type == SOCK_SEQPACKET ? NMESSAGES * MESSAGE : TRANSFER;
+}
+
+static void *
+send_main(void *arg) {
+	transfer_t    *t = arg;
+	size_t         size = transfer_size(t);
+	unsigned char *buf = outside_alloc(size);
+	for (uint64_t at = 0; !stop; at += size) {
+		for (size_t i = 0; i < size; i++) {
+			buf[i] = stream_byte(at + i);
+		}
+		ssize_t n = t->send(t->fds[1], buf);
+		if (n != t->whole) {
+			fprintf(stderr, "%s: %zd %s\n", t->name, n,
+			    strerror(errno));
+			bad++;
+		}
+		count++;
+	}
+	shutdown(t->fds[1], SHUT_RDWR);
+	close(t->fds[1]);
+	return NULL;
+}
+
+static void *
+receive_main(void *arg) {
+	transfer_t    *t = arg;
+	unsigned char *buf = outside_alloc(TRANSFER);
+	uint64_t       at = 0;
+	ssize_t        n;
+	while ((n = t->receive(t->fds[0], buf)) > 0) {
+		if (t->received != 0 && n != t->received) {
+			fprintf(stderr, "received by %s: %zd\n", t->name, n);
+			bad++;
+		}
+		n = t->type == SOCK_SEQPACKET ? n * (ssize_t)MESSAGE : n;
+		for (ssize_t i = 0; i < n; i++, at++) {
+			bad += buf[i] != stream_byte(at);
+		}
+	}
+	if (n < 0) {
+		fprintf(
+		    stderr, "received by %s: %s\n", t->name, strerror(errno));
+		bad++;
+	}
+	close(t->fds[0]);
+	return NULL;
+}
+
+static void
+case_transfers(void) {
+	pthread_t threads[NTRANSFERS][2];
+	mesher_start(0);
+	for (size_t i = 0; i < NTRANSFERS; i++) {
+		transfer_t *t = &transfers[i];
+		if ((t->type == 0 ? pipe(t->fds)
+		                  : socketpair(AF_UNIX, t->type, 0, t->fds))
+		    != 0) {
+			die("pipe, socketpair");
+		}
+		threads[i][0] = thread_start(send_main, t);
+		threads[i][1] = thread_start(receive_main, t);
+	}
+	pause_ms(4000);
+	stop = true;
+	for (size_t i = 0; i < NTRANSFERS; i++) {
+		pthread_join(threads[i][0], NULL);
+		pthread_join(threads[i][1], NULL);
+	}
+	mesher_end();
+}
+
+/******************************************************************************/
+/* Signals of the program's end calls, though the kernel would begin them anew. */
+
+static volatile sig_atomic_t caught, caught_elsewhere;
+
+static void
+alarm_handler(int signum) {
+	(void)signum;
+	caught = caught + 1;
+	caught_elsewhere = caught_elsewhere + (gettid() != getpid());
+}
+
+static void
+alarm_handle(void) {
+	/* Without SA_RESTART. */
+	struct sigaction action = {.sa_handler = alarm_handler};
+	if (sigaction(SIGALRM, &action, NULL) != 0) {
+		die("sigaction");
+	}
+}
+
+static int   ends_fds[2], ends_lock;
+static pid_t ends_child;
+
+static void
+ends_open(void) {
+	char name[] = "/tmp/calls-XXXXXX";
+	int  other = mkstemp(name);
+	ends_lock = open(name, O_RDWR | O_CLOEXEC);
+	unlink(name);
+	if (other == -1 || flock(other, LOCK_EX) != 0
+	    || socketpair(AF_UNIX, SOCK_STREAM, 0, ends_fds) != 0) {
+		die("mkstemp, flock, socketpair");
+	}
+	ends_child = fork();
+	if (ends_child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (true) {
+			pause();
+		}
+	}
+}
+
+static int
+ends_call(void) {
+	char byte;
+	int  status;
+	if (kind_is("read")) {
+		return (int)read(ends_fds[0], &byte, 1);
+	}
+	if (kind_is("recv")) {
+		return (int)recv(ends_fds[0], &byte, 1, 0);
+	}
+	if (kind_is("flock")) {
+		return flock(ends_lock, LOCK_EX);
+	}
+	return waitpid(ends_child, &status, 0);
+}
+
+/* A timer that comes again much later, should the call have been begun anew. */
+static void
+case_ends(void) {
+	timer_t         timer;
+	struct sigevent event = {
+	    .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGALRM};
+	unsigned missed = 0;
+	event._sigev_un._tid = gettid();
+	ends_open();
+	alarm_handle();
+	timer_create(CLOCK_MONOTONIC, &event, &timer);
+	mesher_start(0);
+	rng_t    rng = {1};
+	uint64_t end = now_ns() + 5000 * MS;
+	for (; now_ns() < end; count++) {
+		struct itimerspec due = {{0, 500 * (long)MS},
+		    {0, (long)(3 * MS + rng_below(&rng, 10 * MS))}};
+		caught = 0;
+		timer_settime(timer, 0, &due, NULL);
+		bad += ends_call() != -1 || errno != EINTR;
+		missed += caught > 1;
+	}
+	timer_delete(timer);
+	mesher_end();
+	kill(ends_child, SIGKILL);
+	printf("\"missed\": %u, ", missed);
+}
+
+/* Threads that sleep again and again, and take any signal. */
+static void *
+idle_main(void *arg) {
+	(void)arg;
+	while (!stop) {
+		usleep(2000);
+	}
+	return NULL;
+}
+
+/* Signals to the process go to its first thread. */
+static void
+case_first(void) {
+	pthread_t threads[3];
+	alarm_handle();
+	mesher_start(0);
+	for (int i = 0; i < 3; i++) {
+		threads[i] = thread_start(idle_main, NULL);
+	}
+	rng_t    rng = {1};
+	uint64_t end = now_ns() + 5000 * MS;
+	for (; now_ns() < end; count++) {
+		struct itimerval due = {
+		    {0, 500000}, {0, 3000 + (long)rng_below(&rng, 10000)}};
+		setitimer(ITIMER_REAL, &due, NULL);
+		bad += pause() != -1 || errno != EINTR;
+	}
+	struct itimerval off = {{0}, {0}};
+	setitimer(ITIMER_REAL, &off, NULL);
+	mesher_end();
+	for (int i = 0; i < 3; i++) {
+		pthread_join(threads[i], NULL);
+	}
+	printf("\"elsewhere\": %d, ", (int)caught_elsewhere);
+}
+
+/******************************************************************************/
+/* Calls with a time that nobody can go on with are not disturbed. */
+
+/* How long a wait lasts. */
+static unsigned waits_ms;
+
+static struct timeval
+waits_timeval(void) {
+	struct timeval tv = {waits_ms / 1000, waits_ms % 1000 * 1000};
+	return tv;
+}
+
+/* A terminal that gives what there is after a while, here nothing. */
+static int
+wait_terminal(void) {
+	int            pty = posix_openpt(O_RDWR | O_NOCTTY);
+	struct termios termios;
+	char           byte;
+	if (pty == -1 || grantpt(pty) != 0 || unlockpt(pty) != 0) {
+		die("posix_openpt");
+	}
+	int fd = open(ptsname(pty), O_RDWR | O_NOCTTY);
+	tcgetattr(fd, &termios);
+	cfmakeraw(&termios);
+	termios.c_cc[VMIN] = 0;
+	termios.c_cc[VTIME] = (cc_t)(waits_ms / 100);
+	tcsetattr(fd, TCSANOW, &termios);
+	uint64_t begin = now_ns();
+	bad += read(fd, &byte, 1) != 0;
+	unsigned took = (unsigned)((now_ns() - begin) / MS);
+	close(fd);
+	close(pty);
+	return (int)took;
+}
+
+/* Of a socket with a timeout whose peer takes nothing. */
+static int
+wait_datagram(void) {
+	struct timeval     tv = waits_timeval();
+	struct sockaddr_un name = {.sun_family = AF_UNIX};
+	socklen_t          size = sizeof(name);
+	int                to = socket(AF_UNIX, SOCK_DGRAM, 0);
+	int                fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+	bind(to, (struct sockaddr *)&name, sizeof(sa_family_t));
+	getsockname(to, (struct sockaddr *)&name, &size);
+	while (sendto(fd, "", 1, MSG_DONTWAIT, (struct sockaddr *)&name, size)
+	    == 1) {
+	}
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+	uint64_t begin = now_ns();
+	bad += sendto(fd, "", 1, 0, (struct sockaddr *)&name, size) != -1
+	    || errno != EAGAIN;
+	unsigned took = (unsigned)((now_ns() - begin) / MS);
+	close(fd);
+	close(to);
+	return (int)took;
+}
+
+/* A connection that waits at its end, whole seconds only, for what nobody takes. */
+static int
+wait_linger(void) {
+	struct linger      linger = {1, (int)waits_ms / 1000};
+	struct sockaddr_in name = {
+	    .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t   size = sizeof(name);
+	static char block[65536];
+	int         to = socket(AF_INET, SOCK_STREAM, 0);
+	int         fd = socket(AF_INET, SOCK_STREAM, 0);
+	if (bind(to, (struct sockaddr *)&name, size) != 0 || listen(to, 1) != 0
+	    || getsockname(to, (struct sockaddr *)&name, &size) != 0
+	    || connect(fd, (struct sockaddr *)&name, size) != 0) {
+		die("socket");
+	}
+	/* Windows grow. */
+	for (int i = 0; i < 10; i++) {
+		while (send(fd, block, sizeof(block), MSG_DONTWAIT) > 0) {
+		}
+		pause_ms(10);
+	}
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+	uint64_t begin = now_ns();
+	bad += close(fd) != 0;
+	unsigned took = (unsigned)((now_ns() - begin) / MS);
+	close(to);
+	return (int)took;
+}
+
+static int
+wait_epoll(void) {
+	struct epoll_event event;
+	int                fd = epoll_create1(EPOLL_CLOEXEC);
+	uint64_t           begin = now_ns();
+	bad += epoll_wait(fd, &event, 1, (int)waits_ms) != 0;
+	unsigned took = (unsigned)((now_ns() - begin) / MS);
+	close(fd);
+	return (int)took;
+}
+
+static int
+wait_recv(void) {
+	struct timeval tv = waits_timeval();
+	int            fds[2];
+	char           byte;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) {
+		die("socketpair");
+	}
+	setsockopt(fds[0], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	uint64_t begin = now_ns();
+	bad += recv(fds[0], &byte, 1, 0) != -1 || errno != EAGAIN;
+	unsigned took = (unsigned)((now_ns() - begin) / MS);
+	close(fds[0]);
+	close(fds[1]);
+	return (int)took;
+}
+
+static int
+wait_semaphore(void) {
+	struct timespec ts = {waits_ms / 1000, waits_ms % 1000 * (long)MS};
+	struct sembuf   down = {.sem_op = -1};
+	int             id = semget(IPC_PRIVATE, 1, 0600);
+	uint64_t        begin = now_ns();
+	bad += semtimedop(id, &down, 1, &ts) != -1 || errno != EAGAIN;
+	unsigned took = (unsigned)((now_ns() - begin) / MS);
+	semctl(id, 0, IPC_RMID);
+	return (int)took;
+}
+
+static const struct {
+	const char *name;
+	int (*wait)(void);
+} waits[] = {{"terminal", wait_terminal}, {"datagram", wait_datagram},
+    {"linger", wait_linger}, {"epoll", wait_epoll}, {"recv", wait_recv},
+    {"semaphore", wait_semaphore}};
+
+/* Each wait lasts for a second; meshing begins after some of it. */
+static void
+waits_run(unsigned wait_ms) {
+	int shortest = INT32_MAX, longest = 0;
+	waits_ms = 1000;
+	for (size_t i = 0; i < sizeof(waits) / sizeof(waits[0]); i++) {
+		for (; kind_is(waits[i].name) && count < 3; count++) {
+			mesher_start(wait_ms);
+			pause_ms(wait_ms == 0 ? 200 : 0);
+			int took = waits[i].wait();
+			mesher_end();
+			shortest = took < shortest ? took : shortest;
+			longest = took > longest ? took : longest;
+		}
+	}
+	printf("\"shortest\": %d, \"longest\": %d, ", shortest, longest);
+}
+
+static void
+case_waits(void) {
+	waits_run(0);
+	/* Now that nobody is in it. */
+	mesh_once();
+}
+
+/* Of a process that may not read its own calls. */
+static void
+case_secret(void) {
+	const uid_t nobody = 65534;
+	if (setresgid(nobody, nobody, nobody) != 0
+	    || setresuid(nobody, nobody, nobody) != 0) {
+		die("setresuid");
+	}
+	waits_run(700);
+	mesh_once();
+}
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} cases[] = {{"transfers", case_transfers}, {"ends", case_ends},
+    {"first", case_first}, {"waits", case_waits}, {"secret", case_secret}};
+
+int
+main(int argc, char **argv) {
+	kind = argc > 2 ? argv[2] : "";
+	table_init(&table, NOBJECTS, 1, 1);
+	for (size_t i = 0; argc > 1 && i < sizeof(cases) / sizeof(cases[0]);
+	     i++) {
+		if (strcmp(argv[1], cases[i].name) == 0) {
+			putchar('{');
+			cases[i].run();
+			bad += table_free(&table);
+			printf("\"calls\": %llu, \"mesh\": ",
+			    (unsigned long long)count);
+			ctl_epoch();
+			mesh_print();
+			printf(", \"bad\": %u}\n", (unsigned)bad);
+			return bad > 0;
+		}
+	}
+	fprintf(stderr, "usage: calls CASE [KIND]\n");
+	return 2;
+}
