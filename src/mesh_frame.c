@@ -85,7 +85,6 @@ mesh_frame_alt(const ucontext_t *context) {
 	    - frame_distance(context) + FRAME_R11);
 }
 
-JEMALLOC_ATTR(noreturn)
 static void
 frame_move(const ucontext_t *context, void (*run)(ucontext_t *context)) {
 	uintptr_t   sp = (uintptr_t)context->uc_mcontext.gregs[REG_RSP];
