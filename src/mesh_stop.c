@@ -101,7 +101,10 @@
 /* After a stop it may fall asleep and wake before anybody looks. */
 #define STOP_STOPPED_RUN_NS UINT64_C(300000)
 #define STOP_LOOKS 5
-/* If it wakes when others are stopped already, it is waited for only so long. */
+/*
+ * If it wakes when others are stopped already, they stand still for so long; then there
+ * is no stop.
+ */
 #define STOP_DEFER_NS UINT64_C(2000000)
 
 typedef struct stop_thread_s stop_thread_t;
@@ -639,9 +642,11 @@ static const char *
 thread_signal(const mesh_tasks_t *tasks, stop_thread_t *thread, uint32_t epoch,
     uint64_t begin, uint64_t now) {
 	const char *why = thread_settle(tasks, thread, now);
-	if (why != NULL || thread->ended
-	    || (thread_has_woken(thread) && now - begin < STOP_DEFER_NS)) {
+	if (why != NULL || thread->ended) {
 		return why;
+	}
+	if (thread_has_woken(thread)) {
+		return now - begin < STOP_DEFER_NS ? NULL : stop_no_answer;
 	}
 	thread->signalled = epoch;
 	thread->settled_ns = thread->ran_ns + STOP_STOPPED_RUN_NS;
