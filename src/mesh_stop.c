@@ -56,7 +56,12 @@
 
 #include <linux/futex.h>
 #include <signal.h>
+#include <sys/auxv.h>
 #include <sys/syscall.h>
+
+#ifndef AT_MINSIGSTKSZ
+#	define AT_MINSIGSTKSZ 51
+#endif
 
 /*
  * Threads that can be stopped; with more, nothing is meshed.  Costs no memory
@@ -78,6 +83,10 @@
 /* Time until the next look at who does not answer: doubles each time. */
 #define STOP_POLL_NS_MIN UINT64_C(200000)
 #define STOP_POLL_NS_MAX UINT64_C(4000000)
+/* What a handler takes below the frame of its signal, and the least that this takes. */
+#define STOP_STACK 2048
+#define STOP_FRAME_MIN 2048
+
 /* How long the others wait for the first thread, should it wait for a processor. */
 #define STOP_FIRST_NS UINT64_C(1000000)
 /* How long it may take a signal; twice as long each time. */
@@ -175,6 +184,8 @@ static atomic_u32_t stop_index[INDEX_SIZE];
 
 static const char stop_no_answer[] =
     "a thread does not answer the signal that stops it";
+static const char stop_small_stack[] =
+    "a thread has too little stack left for signals";
 static const char stop_traced[] = "a debugger has stopped a thread";
 static const char stop_no_memory[] =
     "the process has more threads than can be stopped";
@@ -478,6 +489,28 @@ secret_look(const mesh_tasks_t *tasks, uint32_t tid, bool late) {
 	return late ? mesh_stop_timed : NULL;
 }
 
+/*
+ * Whether a thread that sleeps may be stopped, and while its handler goes on with the call
+ * once more, without running into what guards its stack.  That of the first thread
+ * grows.
+ */
+static bool
+stack_has_room(uintptr_t sp) {
+	static size_t frame;
+	if (frame == 0) {
+		frame = getauxval(AT_MINSIGSTKSZ);
+		frame = frame < STOP_FRAME_MIN ? STOP_FRAME_MIN : frame;
+	}
+	char byte;
+	for (size_t below = 2 * (frame + STOP_STACK); below > 0;
+	     below -= below < PAGE ? below : PAGE) {
+		if (mesh_tasks_peek(&byte, (void *)(sp - below), 1)) {
+			return false;
+		}
+	}
+	return true;
+}
+
 /* Finds out where a thread is, that has moved. */
 static const char *
 thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
@@ -519,9 +552,12 @@ thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	if (call_awaits(call)) {
 		return mesh_stop_blocked;
 	}
-	/* Of our own calls we know how much is left. */
+	/* Of our own calls we know how much is left, and a stop takes no more stack. */
 	if (!call->last || mesh_call_is_ours(call->pc)) {
 		return NULL;
+	}
+	if (tid != (uint32_t)stop_pid && !stack_has_room(call->sp)) {
+		return stop_small_stack;
 	}
 	return mesh_call_is_fragile(call)      ? stop_fragile
 	    : late && mesh_call_is_timed(call) ? mesh_stop_timed

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -838,6 +839,50 @@ case_altstack(void) {
 	step("then");
 }
 
+/* Sleeps with so much of its stack in use. */
+static void
+small_sleep(size_t used) {
+	volatile char room[used];
+	memset((char *)room, 1, used);
+	poll(NULL, 0, 5);
+	count += (unsigned char)room[used / 2];
+}
+
+static void *
+small_main(void *arg) {
+	for (unsigned i = 0; i < 20; i++) {
+		small_sleep((size_t)(uintptr_t)arg);
+	}
+	return NULL;
+}
+
+/* Threads whose stacks are as small as they may be, and well used. */
+static void
+case_small(void) {
+	uint64_t       end = now_ns() + UINT64_C(3000000000);
+	pthread_t      passes = thread_start(pass_main, NULL);
+	pthread_attr_t attr;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, PTHREAD_STACK_MIN);
+	while (now_ns() < end) {
+		pthread_t threads[NTHREADS];
+		for (uintptr_t i = 0; i < NTHREADS; i++) {
+			errno = pthread_create(&threads[i], &attr, small_main,
+			    (void *)((i + 1) * 1500));
+			if (errno != 0) {
+				die("pthread_create");
+			}
+		}
+		fragment();
+		for (int i = 0; i < NTHREADS; i++) {
+			pthread_join(threads[i], NULL);
+		}
+	}
+	stop = true;
+	pthread_join(passes, NULL);
+	step("then");
+}
+
 /* Threads are cancelled as they wait, and look which signals they block then. */
 static void
 cancelled(void *arg) {
@@ -928,7 +973,7 @@ static const struct {
     {"cancel", case_cancel}, {"restart", case_restart}, {"breed", case_breed},
     {"orphan", case_orphan}, {"coroutines", case_coroutines},
     {"altstacks", case_altstacks}, {"altstack", case_altstack},
-    {"reset", case_reset}, {"exec", case_exec}};
+    {"small", case_small}, {"reset", case_reset}, {"exec", case_exec}};
 
 static void
 finish(void) {

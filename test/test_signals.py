@@ -176,6 +176,14 @@ def test_altstack(case):
     assert result["caught"] > 400 and meshed(result["then"]), result
 
 
+def test_small_stacks(case):
+    """Threads that have no room for a handler are left alone.
+
+    With a stop all the same, stacks of PTHREAD_STACK_MIN overflowed.
+    """
+    assert meshed(case("small")["then"])
+
+
 def test_cancelled_threads(case):
     """Their clean-up runs with the signals blocked that the thread had blocked.
 
