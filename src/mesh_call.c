@@ -116,12 +116,14 @@ static long
 call_make(call_t *call, long nr, const uint64_t args[6],
     const uint64_t *mask) {
 	uint64_t                 none;
-	uint64_t                *alt = call->frame_alt;
+	uint64_t                *alt = call->frame_alt != NULL
+	    ? call->frame_alt
+	    : &none;
 	size_t                   below = call->frame;
 	register long            rbx __asm__("rbx") = -(long)below;
 	register long            r12 __asm__("r12") = nr;
 	register const uint64_t *r13 __asm__("r13") = args;
-	register uint64_t       *r14 __asm__("r14") = alt != NULL ? alt : &none;
+	register uint64_t       *r14 __asm__("r14") = alt;
 	register long            r15 __asm__("r15") = nr == SYS_restart_syscall;
 	register long            rax __asm__("rax") = SYS_rt_sigprocmask;
 	register long            rdi __asm__("rdi") = SIG_SETMASK;
