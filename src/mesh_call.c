@@ -115,7 +115,7 @@ JEMALLOC_NOINLINE CALL_NOCLONE
 static long
 call_make(call_t *call, long nr, const uint64_t args[6],
     const uint64_t *mask) {
-	uint64_t                 none;
+	uint64_t                 none = 0;
 	uint64_t                *alt = call->frame_alt != NULL
 	    ? call->frame_alt
 	    : &none;
