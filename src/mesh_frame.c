@@ -12,6 +12,9 @@
  * leave by longjmp(3).  It stays on a large one if all handlers of the program's run there,
  * too, as they do in runtimes whose own stacks are tiny.
  *
+ * Not if some other handler has called ours, as those of sanitizers do, which has to
+ * return to it.
+ *
  * Called by the handler of mesh_stop, and by mesh_call: uses the stack and system calls
  * only.
  */
@@ -121,8 +124,10 @@ frame_alts_only(void) {
 }
 
 void
-mesh_frame_run(ucontext_t *context, void (*run)(ucontext_t *context)) {
-	if (frame_on_alt(context, (uintptr_t)context)
+mesh_frame_run(
+    ucontext_t *context, const void *caller, void (*run)(ucontext_t *context)) {
+	if (caller == ((void *const *)context)[-1]
+	    && frame_on_alt(context, (uintptr_t)context)
 	    && !frame_on_alt(
 	        context, (uintptr_t)context->uc_mcontext.gregs[REG_RSP])
 	    && (context->uc_stack.ss_size < FRAME_ALT_SIZE
@@ -135,7 +140,9 @@ mesh_frame_run(ucontext_t *context, void (*run)(ucontext_t *context)) {
 #else /* __x86_64__ */
 
 void
-mesh_frame_run(ucontext_t *context, void (*run)(ucontext_t *context)) {
+mesh_frame_run(
+    ucontext_t *context, const void *caller, void (*run)(ucontext_t *context)) {
+	(void)caller;
 	run(context);
 }
 

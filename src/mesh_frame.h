@@ -8,8 +8,10 @@
 /*
  * For a handler with SA_ONSTACK, first of all: runs the rest of it where it can be
  * interrupted by other handlers, and returns from the signal if that is elsewhere.
+ * caller is where the handler returns to.
  */
-void mesh_frame_run(ucontext_t *context, void (*run)(ucontext_t *context));
+void mesh_frame_run(
+    ucontext_t *context, const void *caller, void (*run)(ucontext_t *context));
 
 /*
  * On x86-64 only.  From a stack pointer down to the registers in the frame that a

@@ -324,7 +324,7 @@ static void
 handler(int signum, siginfo_t *info, void *context) {
 	(void)signum;
 	(void)info;
-	mesh_frame_run(context, handler_run);
+	mesh_frame_run(context, __builtin_return_address(0), handler_run);
 }
 
 /******************************************************************************/
