@@ -51,6 +51,9 @@
  *         |         |
  *     mesh_stop     |              stop the world, one of the barriers
  *     mesh_call     |              go on with the calls that it interrupts
+ *         |         |
+ *     mesh_code, mesh_frame, mesh_transfer   their numbers, its frames, what is cut short
+ *                   |
  *     mesh_store ---'              the memfd, its windows and generations
  *
  *     mesh_fork, mesh_view         fork: private views, made lazily, of the ranges

@@ -60,8 +60,6 @@
 #define NEVER UINT64_MAX
 /* The call was not made, or not to its end, because of a stop. */
 #define CALL_STOPPED (-4096)
-/* The size of an instruction that makes a call. */
-#define CODE_CALL_BYTES 2
 /* What the stack has where the frame of a signal would come. */
 #define CALL_MARK UINT64_C(0x9392988c979c9e93)
 /* Longer timeouts are as good as none. */
@@ -318,13 +316,9 @@ socket_timeout(long nr) {
 static uint64_t
 socket_timeout_ns(long nr, const uint64_t *args) {
 	struct timeval tv;
-	socklen_t      size = sizeof(tv);
-	return syscall(SYS_getsockopt, (int)args[0], SOL_SOCKET,
-	           socket_timeout(nr), &tv, &size)
-	        != 0
-	    || (tv.tv_sec == 0 && tv.tv_usec == 0)
-	    ? NEVER
-	    : timeval_ns(&tv);
+	return mesh_transfer_timeout((int)args[0], socket_timeout(nr), &tv)
+	    ? timeval_ns(&tv)
+	    : NEVER;
 }
 
 /* A property of a socket, -1 if it is none. */
@@ -385,15 +379,16 @@ mesh_call_is_fragile(const mesh_call_t *call) {
 		/* Which has no descriptor any more, and may linger. */
 		return true;
 	case SYS_splice:
-		return mesh_transfer_is_timed(fd, SO_RCVTIMEO)
-		    || mesh_transfer_is_timed((int)args[2], SO_SNDTIMEO);
+		return mesh_transfer_timeout(fd, SO_RCVTIMEO, NULL)
+		    || mesh_transfer_timeout(
+		        (int)args[2], SO_SNDTIMEO, NULL);
 	case SYS_sendto:
 	case SYS_sendmsg:
 	case SYS_sendmmsg:
 		/* They wait for another socket, of which nothing is known. */
 		return socket_option(fd, SO_DOMAIN) == AF_UNIX
 		    && socket_option(fd, SO_TYPE) == SOCK_DGRAM
-		    && mesh_transfer_is_timed(fd, SO_SNDTIMEO);
+		    && mesh_transfer_timeout(fd, SO_SNDTIMEO, NULL);
 	case SYS_clock_nanosleep:
 		return (args[1] & TIMER_ABSTIME) != 0
 		    && !clock_is_wall((clockid_t)args[0]);
@@ -730,7 +725,7 @@ call_is_endable(long nr, const greg_t *regs) {
  */
 static bool
 call_is_due(const mesh_call_t *seen, const greg_t *regs, uint64_t mask) {
-	uintptr_t pc = (uintptr_t)regs[REG_RIP] + CODE_CALL_BYTES;
+	uintptr_t pc = (uintptr_t)regs[REG_RIP] + MESH_CODE_CALL_BYTES;
 	bool      is_seen = seen->last && regs[REG_RAX] == seen->nr
 	    && seen->pc == pc && seen->sp == (uintptr_t)regs[REG_RSP];
 	return regs[REG_RAX] >= 0 && signal_pends(mask, SA_RESTART)
@@ -746,7 +741,7 @@ mesh_call_go_on(
 	uint64_t  mask;
 	memcpy(&mask, &context->uc_sigmask, sizeof(mask));
 	if (call_is_due(seen, regs, mask)) {
-		call_fail(context, pc + CODE_CALL_BYTES);
+		call_fail(context, pc + MESH_CODE_CALL_BYTES);
 		return true;
 	}
 	if ((regs[REG_RAX] != -EINTR && regs[REG_RAX] <= 0)

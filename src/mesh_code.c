@@ -174,7 +174,7 @@ code_number_given(const unsigned char *code, size_t size, uintptr_t sp) {
 long
 mesh_code_number(uintptr_t pc, uintptr_t sp) {
 	unsigned char code[CODE_BYTES];
-	size_t        size = sizeof(code) - 2; /* syscall */
+	size_t        size = sizeof(code) - MESH_CODE_CALL_BYTES;
 	if (code_read(code, pc, sizeof(code))) {
 		return -1;
 	}
@@ -188,7 +188,7 @@ mesh_code_number(uintptr_t pc, uintptr_t sp) {
 
 bool
 mesh_code_is_call(uintptr_t pc) {
-	unsigned char code[2];
+	unsigned char code[MESH_CODE_CALL_BYTES];
 	return !code_read(code, pc, sizeof(code)) && code[0] == 0x0f
 	    && code[1] == 0x05;
 }

@@ -5,6 +5,9 @@
 
 /* On x86-64 only. */
 
+/* The size of an instruction that makes a call. */
+#define MESH_CODE_CALL_BYTES 2
+
 /* Whether the instruction before this program counter makes a system call. */
 bool mesh_code_is_call(uintptr_t pc);
 

@@ -3,10 +3,10 @@
  * asked for a blocking one expects all of it, and gets less only if a signal comes.
  * Which is why they have to be gone on with if that was ours.
  *
- * Those to and from pipes and sockets, writes to terminals, zeros and random numbers.  Not on sockets
- * with timeouts, as it is not known what is left of these, and not where what was transferred
- * may have come with other things, as descriptors do.  Files may be full, and then a
- * signal would say so.
+ * Those to and from pipes and sockets, writes to terminals, zeros and random numbers.
+ * Not on sockets with timeouts, as it is not known what is left of these, and not where
+ * what was transferred may have come with other things, as descriptors do.  Files may be
+ * full, and then a signal would say so.
  *
  * Called by mesh_call in the handler of a signal: uses the stack and system calls only.
  * The kernel has just read the arguments, so what they point to is there.
@@ -23,11 +23,12 @@
 #include <termios.h>
 
 bool
-mesh_transfer_is_timed(int fd, int option) {
-	struct timeval tv;
-	socklen_t      size = sizeof(tv);
-	return syscall(SYS_getsockopt, fd, SOL_SOCKET, option, &tv, &size) == 0
-	    && (tv.tv_sec != 0 || tv.tv_usec != 0);
+mesh_transfer_timeout(int fd, int option, struct timeval *tv) {
+	struct timeval here = {0, 0};
+	socklen_t      size = sizeof(here);
+	tv = tv == NULL ? &here : tv;
+	return syscall(SYS_getsockopt, fd, SOL_SOCKET, option, tv, &size) == 0
+	    && (tv->tv_sec != 0 || tv->tv_usec != 0);
 }
 
 static bool
@@ -43,7 +44,7 @@ fd_takes_all(int fd) {
 	return fstat(fd, &st) == 0
 	    && (S_ISFIFO(st.st_mode)
 	        || (S_ISSOCK(st.st_mode)
-	            && !mesh_transfer_is_timed(fd, SO_SNDTIMEO))
+	            && !mesh_transfer_timeout(fd, SO_SNDTIMEO, NULL))
 	        || (S_ISCHR(st.st_mode) && fd_is_terminal(fd)));
 }
 
@@ -60,7 +61,7 @@ fd_gives_all(int fd) {
 static bool
 fd_waits_for_all(int fd, uint64_t flags) {
 	return (flags & (MSG_WAITALL | MSG_PEEK)) == MSG_WAITALL
-	    && !mesh_transfer_is_timed(fd, SO_RCVTIMEO);
+	    && !mesh_transfer_timeout(fd, SO_RCVTIMEO, NULL);
 }
 
 bool
@@ -90,7 +91,7 @@ mesh_transfer_begin(
 		    && ((const struct msghdr *)args[1])->msg_control == NULL;
 	case SYS_recvmmsg:
 		return (args[3] & MSG_WAITFORONE) == 0
-		    && !mesh_transfer_is_timed(fd, SO_RCVTIMEO);
+		    && !mesh_transfer_timeout(fd, SO_RCVTIMEO, NULL);
 	default:
 		return false;
 	}

@@ -4,6 +4,7 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 
 /* A system call that a signal has cut short. */
@@ -29,7 +30,10 @@ bool mesh_transfer_begin(
 /* Sets the arguments for the rest; returns false if there is none. */
 bool mesh_transfer_next(mesh_transfer_t *transfer);
 
-/* Whether a socket, or what is none, has a timeout: SO_RCVTIMEO or SO_SNDTIMEO. */
-bool mesh_transfer_is_timed(int fd, int option);
+/*
+ * Whether a socket, or what is none, has a timeout, SO_RCVTIMEO or SO_SNDTIMEO; tv is set
+ * to it unless it is NULL.
+ */
+bool mesh_transfer_timeout(int fd, int option, struct timeval *tv);
 
 #endif /* JEMALLOC_INTERNAL_MESH_TRANSFER_H */

@@ -5,8 +5,7 @@
  * usage: calls CASE [KIND]
  */
 #define _GNU_SOURCE
-#include "measure.h"
-#include "objects.h"
+#include "scenario.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -49,31 +48,10 @@ kind_is(const char *name) {
 	return strcmp(kind, name) == 0;
 }
 
-static pthread_t
-thread_start(void *(*main)(void *), void *arg) {
-	pthread_t thread;
-	errno = pthread_create(&thread, NULL, main, arg);
-	if (errno != 0) {
-		die("pthread_create");
-	}
-	return thread;
-}
-
-static void
-pause_ms(unsigned ms) {
-	struct timespec left = {ms / 1000, ms % 1000 * 1000000};
-	while (nanosleep(&left, &left) != 0) {
-	}
-}
-
 /* Makes the heap sparse anew, and has it meshed. */
 static void
 mesh_once(void) {
-	bad += table_free(&table);
-	while (table.n < NOBJECTS) {
-		table_add(&table, malloc(256));
-	}
-	bad += table_thin(&table, 0.1, thin_random);
+	bad += table_renew(&table, NOBJECTS, 256, 0.1);
 	ctl_do("thread.tcache.flush");
 	mesh_pass();
 	bad += table_check(&table);
@@ -91,7 +69,7 @@ mesher_main(void *arg) {
 	sigdelset(&set, SIGURG);
 	sigdelset(&set, SIGWINCH);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
-	pause_ms((unsigned)mesher_wait_ms);
+	sleep_ms((unsigned)mesher_wait_ms);
 	while (!stop) {
 		mesh_once();
 	}
@@ -103,7 +81,7 @@ static void
 mesher_start(unsigned wait_ms) {
 	stop = false;
 	mesher_wait_ms = wait_ms;
-	mesher = thread_start(mesher_main, NULL);
+	thread_start(&mesher, mesher_main, NULL);
 }
 
 static void
@@ -308,10 +286,10 @@ case_transfers(void) {
 		    != 0) {
 			die("pipe, socketpair");
 		}
-		threads[i][0] = thread_start(send_main, t);
-		threads[i][1] = thread_start(receive_main, t);
+		thread_start(&threads[i][0], send_main, t);
+		thread_start(&threads[i][1], receive_main, t);
 	}
-	pause_ms(4000);
+	sleep_ms(4000);
 	stop = true;
 	for (size_t i = 0; i < NTRANSFERS; i++) {
 		pthread_join(threads[i][0], NULL);
@@ -424,7 +402,7 @@ case_first(void) {
 	alarm_handle();
 	mesher_start(0);
 	for (int i = 0; i < 3; i++) {
-		threads[i] = thread_start(idle_main, NULL);
+		thread_start(&threads[i], idle_main, NULL);
 	}
 	rng_t    rng = {1};
 	uint64_t end = now_ns() + 5000 * MS;
@@ -520,7 +498,7 @@ wait_linger(void) {
 	for (int i = 0; i < 10; i++) {
 		while (send(fd, block, sizeof(block), MSG_DONTWAIT) > 0) {
 		}
-		pause_ms(10);
+		sleep_ms(10);
 	}
 	setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
 	uint64_t begin = now_ns();
@@ -585,7 +563,7 @@ waits_run(unsigned wait_ms) {
 	for (size_t i = 0; i < sizeof(waits) / sizeof(waits[0]); i++) {
 		for (; kind_is(waits[i].name) && count < 3; count++) {
 			mesher_start(wait_ms);
-			pause_ms(wait_ms == 0 ? 200 : 0);
+			sleep_ms(wait_ms == 0 ? 200 : 0);
 			int took = waits[i].wait();
 			mesher_end();
 			shortest = took < shortest ? took : shortest;

@@ -211,6 +211,15 @@ table_free(table_t *t) {
 }
 
 size_t
+table_renew(table_t *t, size_t n, size_t size, double live) {
+	size_t nbad = table_free(t);
+	if (table_fill_some(t, n, size) != 0) {
+		die("malloc");
+	}
+	return nbad + table_thin(t, live, thin_random);
+}
+
+size_t
 table_check(table_t *t) {
 	size_t nbad = 0;
 	for (size_t i = 0; i < t->n; i++) {

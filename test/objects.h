@@ -90,6 +90,11 @@ typedef enum {
 size_t table_thin(table_t *t, double live, thin_t pattern);
 /* Checks and frees all objects.  Returns how many were bad. */
 size_t table_free(table_t *t);
+/*
+ * Checks and frees all, allocates n of a size, and frees these but for the share live at
+ * random.  Returns how many were bad.
+ */
+size_t table_renew(table_t *t, size_t n, size_t size, double live);
 /* Checks all objects; bad ones are reported and written anew. */
 size_t table_check(table_t *t);
 

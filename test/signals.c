@@ -84,11 +84,7 @@ handle(int signum, void (*how)(int)) {
 /* Makes the heap sparse anew. */
 static void
 fragment(void) {
-	bad += table_free(&table);
-	while (table.n < NOBJECTS) {
-		table_add(&table, malloc(256));
-	}
-	bad += table_thin(&table, 0.1, thin_random);
+	bad += table_renew(&table, NOBJECTS, 256, 0.1);
 	ctl_do("thread.tcache.flush");
 }
 

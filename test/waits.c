@@ -763,11 +763,7 @@ static void
 run(unsigned seconds) {
 	uint64_t end = now_ns() + seconds * UINT64_C(1000000000);
 	do {
-		bad += table_free(&table);
-		while (table.n < NOBJECTS) {
-			table_add(&table, malloc(256));
-		}
-		bad += table_thin(&table, 0.1, thin_random);
+		bad += table_renew(&table, NOBJECTS, 256, 0.1);
 		ctl_do("thread.tcache.flush");
 		mesh_pass();
 		bad += table_check(&table);
