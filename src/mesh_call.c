@@ -286,6 +286,15 @@ time_add(uint64_t since_ns, uint64_t ns) {
 	return ns == NEVER ? NEVER : since_ns + ns;
 }
 
+static struct timespec
+time_left(uint64_t end_ns) {
+	uint64_t        now = now_ns();
+	uint64_t        left_ns = end_ns <= now ? 0 : end_ns - now;
+	struct timespec left = {(time_t)(left_ns / KQU(1000000000)),
+	    (long)(left_ns % KQU(1000000000))};
+	return left;
+}
+
 /* Which of its two timeouts a call on a socket has; 0 for other calls. */
 static int
 socket_timeout(long nr) {
@@ -484,11 +493,12 @@ sleep_attempt(call_t *call) {
 
 /* A socket is waited for, as its timeout would begin anew with each call. */
 static long
-socket_await(call_t *call, struct timespec *left) {
+socket_await(call_t *call) {
+	struct timespec left = time_left(call->end_ns);
 	struct pollfd pollfd = {.fd = (int)call->args[0],
 	    .events = socket_timeout(call->nr) == SO_RCVTIMEO ? POLLIN
 	                                                      : POLLOUT};
-	uint64_t      args[6] = {(uintptr_t)&pollfd, 1, (uintptr_t)left,
+	uint64_t      args[6] = {(uintptr_t)&pollfd, 1, (uintptr_t)&left,
 	         (uintptr_t)&call->mask, sizeof(call->mask), 0};
 	long          r = call_make(call, SYS_ppoll, args, &signals_all);
 	if (r == 0) {
@@ -512,11 +522,8 @@ call_attempt(call_t *call) {
 	memcpy(args, call->args, sizeof(args));
 	/* Unless the call itself unblocks what the program does not block. */
 	const uint64_t *mask = &signals_all;
-	uint64_t        now = now_ns();
-	uint64_t        left_ns = call->end_ns <= now ? 0 : call->end_ns - now;
-	struct timespec left = {(time_t)(left_ns / KQU(1000000000)),
-	    (long)(left_ns % KQU(1000000000))};
-	uint64_t timeout = call->end_ns == NEVER ? 0 : (uintptr_t)&left;
+	struct timespec left = time_left(call->end_ns);
+	uint64_t        timeout = call->end_ns == NEVER ? 0 : (uintptr_t)&left;
 	long     nr = call->nr;
 	if (call_is_kept(call)) {
 		nr = SYS_restart_syscall;
@@ -578,7 +585,7 @@ call_attempt(call_t *call) {
 			} else if (nr == SYS_semtimedop) {
 				args[3] = timeout;
 			} else if (socket_timeout(nr) != 0) {
-				r = socket_await(call, &left);
+				r = socket_await(call);
 			}
 			if (r <= 0) {
 				return r;
@@ -627,15 +634,12 @@ call_is_known(const call_t *call) {
 /* Raw calls tell what is left of their time, unless that cannot be written. */
 static void
 call_write_left(const call_t *call) {
-	uint64_t now = now_ns();
-	uint64_t left_ns = call->end_ns <= now ? 0 : call->end_ns - now;
-	/* A timespec or a timeval. */
-	uint64_t left[2] = {
-	    left_ns / KQU(1000000000), left_ns % KQU(1000000000)};
-	unsigned where = 4;
+	/* Or a timeval. */
+	struct timespec left = time_left(call->end_ns);
+	unsigned        where = 4;
 	switch (call->nr) {
 	case SYS_select:
-		left[1] /= 1000;
+		left.tv_nsec /= 1000;
 		break;
 	case SYS_pselect6:
 		break;
@@ -646,7 +650,7 @@ call_write_left(const call_t *call) {
 		return;
 	}
 	if (call->end_ns != NEVER) {
-		struct iovec from = {left, sizeof(left)};
+		struct iovec from = {&left, sizeof(left)};
 		struct iovec to = {(void *)call->args[where], sizeof(left)};
 		syscall(SYS_process_vm_writev, mesh_tasks_self(), &from, 1, &to,
 		    1, 0);
@@ -671,21 +675,64 @@ args_are_futex(const uint64_t *args) {
  */
 #define ERESTARTSYS 512
 
-/* Goes on with a transfer that a stop has cut short. */
-static void
-transfer_go_on(mesh_transfer_t *transfer, call_t *call) {
+/*
+ * Whether its timeout begins anew with each part of a transfer.  How long it has waited
+ * for the last one is not known.
+ */
+static bool
+timeout_is_for_parts(const call_t *call) {
+	switch (call->nr) {
+	case SYS_sendfile:
+	case SYS_sendmmsg:
+	case SYS_recvmmsg:
+		return true;
+	default:
+		return socket_timeout(call->nr) == SO_SNDTIMEO
+		    && socket_option((int)call->args[0], SO_DOMAIN) == AF_UNIX;
+	}
+}
+
+/* Transfers what there is, on sockets with a timeout, or the rest. */
+static long
+transfer_attempt(mesh_transfer_t *transfer, call_t *call) {
+	if (call->end_ns != NEVER) {
+		long r = socket_await(call);
+		if (r <= 0) {
+			return r;
+		}
+		if (signal_pends(call->mask, 0)) {
+			return -EINTR;
+		}
+	}
+	long r = call_make(call, transfer->nr, transfer->args, &call->mask);
+	/* Somebody else may have been faster. */
+	return r == -EAGAIN && call->end_ns != NEVER && !call->handled
+	    ? CALL_STOPPED
+	    : r;
+}
+
+/* Goes on with a transfer that a stop has cut short, and says what it comes to. */
+static uint64_t
+transfer_go_on(mesh_transfer_t *transfer, call_t *call, uint64_t timeout_ns) {
+	bool is_for_parts = timeout_ns != NEVER && timeout_is_for_parts(call);
+	if (is_for_parts) {
+		call->end_ns = now_ns() + timeout_ns;
+	}
 	while (mesh_transfer_next(transfer) && !signal_pends(call->mask, 0)) {
-		long r = call_make(
-		    call, transfer->nr, transfer->args, &call->mask);
+		long r = transfer_attempt(transfer, call);
 		signals_block();
 		if (r > 0) {
 			transfer->done += (uint64_t)r;
+			if (is_for_parts) {
+				call->end_ns = now_ns() + timeout_ns;
+			}
 		}
 		if (r > 0 ? call->handled
 		          : r != CALL_STOPPED && r != -ERESTARTSYS) {
 			break;
 		}
 	}
+	return transfer->done;
 }
 
 /* Returns EINTR to where a call has been made. */
@@ -761,14 +808,20 @@ mesh_call_go_on(
 	      .mask = mask,
 	      .frame = mesh_frame_size(context),
 	      .frame_alt = mesh_frame_alt(context)};
+	uint64_t since_ns = is_seen || seen->secret ? seen->since_ns
+	                                            : entered_ns;
 	if (regs[REG_RAX] > 0) {
 		mesh_transfer_t transfer;
+		uint64_t        timeout_ns = socket_timeout(call.nr) == 0
+		    ? NEVER
+		    : socket_timeout_ns(call.nr, args);
+		call.end_ns = time_add(since_ns, timeout_ns);
 		/* One of ours is gone on with where it was made. */
 		if (!mesh_call_is_ours(pc)
-		    && mesh_transfer_begin(
-		        &transfer, call.nr, args, regs[REG_RAX])) {
-			transfer_go_on(&transfer, &call);
-			regs[REG_RAX] = (greg_t)transfer.done;
+		    && mesh_transfer_begin(&transfer, call.nr, args,
+		        regs[REG_RAX], timeout_ns != NEVER)) {
+			regs[REG_RAX] = (greg_t)transfer_go_on(
+			    &transfer, &call, timeout_ns);
 		}
 		return true;
 	}
@@ -780,9 +833,7 @@ mesh_call_go_on(
 	if (call.nr == -1 && args_are_futex(args)) {
 		call.nr = SYS_futex;
 	}
-	call.end_ns = call_end_ns(
-	    &call, is_seen || seen->secret ? seen->since_ns : entered_ns,
-	    entered_ns);
+	call.end_ns = call_end_ns(&call, since_ns, entered_ns);
 	if (!call_is_known(&call)) {
 		return false;
 	}

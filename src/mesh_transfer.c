@@ -4,9 +4,8 @@
  * Which is why they have to be gone on with if that was ours.
  *
  * Those to and from pipes and sockets, writes to terminals, zeros and random numbers.
- * Not on sockets with timeouts, as it is not known what is left of these, and not where
- * what was transferred may have come with other things, as descriptors do.  Files may be
- * full, and then a signal would say so.
+ * Not where what was transferred may have come with other things, as descriptors do.
+ * Files may be full, and then a signal would say so.
  *
  * Called by mesh_call in the handler of a signal: uses the stack and system calls only.
  * The kernel has just read the arguments, so what they point to is there.
@@ -17,6 +16,7 @@
 
 #include "jemalloc/internal/mesh_transfer.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -37,14 +37,25 @@ fd_is_terminal(int fd) {
 	return tcgetattr(fd, &termios) == 0;
 }
 
+static bool
+fd_is_socket(int fd) {
+	struct stat st;
+	return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
+}
+
+/* If not, what is transferred at once is all that is wanted. */
+static bool
+fd_waits(int fd) {
+	int flags = fcntl(fd, F_GETFL);
+	return flags >= 0 && (flags & O_NONBLOCK) == 0;
+}
+
 /* Whether what is written there is written to its end. */
 static bool
 fd_takes_all(int fd) {
 	struct stat st;
-	return fstat(fd, &st) == 0
-	    && (S_ISFIFO(st.st_mode)
-	        || (S_ISSOCK(st.st_mode)
-	            && !mesh_transfer_timeout(fd, SO_SNDTIMEO, NULL))
+	return fd_waits(fd) && fstat(fd, &st) == 0
+	    && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)
 	        || (S_ISCHR(st.st_mode) && fd_is_terminal(fd)));
 }
 
@@ -59,39 +70,76 @@ fd_gives_all(int fd) {
 }
 
 static bool
-fd_waits_for_all(int fd, uint64_t flags) {
-	return (flags & (MSG_WAITALL | MSG_PEEK)) == MSG_WAITALL
-	    && !mesh_transfer_timeout(fd, SO_RCVTIMEO, NULL);
+socket_sends_all(int fd, uint64_t flags) {
+	return (flags & MSG_DONTWAIT) == 0 && fd_waits(fd);
+}
+
+static bool
+socket_receives_all(int fd, uint64_t flags) {
+	return (flags & (MSG_WAITALL | MSG_PEEK | MSG_DONTWAIT)) == MSG_WAITALL
+	    && fd_waits(fd);
 }
 
 bool
-mesh_transfer_begin(
-    mesh_transfer_t *transfer, long nr, const uint64_t *args, long done) {
-	int fd = (int)args[0];
+mesh_transfer_begin(mesh_transfer_t *transfer, long nr, const uint64_t *seen,
+    long done, bool timed) {
+	int       fd = (int)seen[0];
+	uint64_t *args = transfer->args;
+	uint64_t  wait = timed ? MSG_DONTWAIT : 0;
+	/* Where a part is sent the end of the connection is not a reason for SIGPIPE. */
+	uint64_t             send = wait | MSG_NOSIGNAL;
+	const struct msghdr *msg = (const struct msghdr *)seen[1];
 	transfer->nr = nr;
-	transfer->seen = args;
+	transfer->seen = seen;
 	transfer->done = (uint64_t)done;
-	memcpy(transfer->args, args, sizeof(transfer->args));
+	memcpy(args, seen, sizeof(transfer->args));
 	switch (nr) {
 	case SYS_getrandom:
 		return true;
 	case SYS_read:
 		return fd_gives_all(fd);
 	case SYS_write:
+		if (fd_is_socket(fd)) {
+			transfer->nr = SYS_sendto;
+			args[3] = send;
+			args[4] = 0;
+			args[5] = 0;
+		}
+		return fd_takes_all(fd);
 	case SYS_writev:
-	case SYS_sendto:
-	case SYS_sendmsg:
-	case SYS_sendmmsg:
+		transfer->vectors = (const struct iovec *)seen[1];
+		transfer->nvectors = (size_t)seen[2];
+		if (fd_is_socket(fd)) {
+			transfer->nr = SYS_sendmsg;
+			args[2] = send;
+		}
+		return fd_takes_all(fd);
 	case SYS_sendfile:
 		return fd_takes_all(fd);
+	case SYS_sendto:
+		args[3] |= send;
+		return socket_sends_all(fd, seen[3]);
+	case SYS_sendmsg:
+		transfer->vectors = msg->msg_iov;
+		transfer->nvectors = msg->msg_iovlen;
+		args[2] |= send;
+		return socket_sends_all(fd, seen[2]);
+	case SYS_sendmmsg:
+		args[3] |= wait;
+		return socket_sends_all(fd, seen[3]);
 	case SYS_recvfrom:
-		return fd_waits_for_all(fd, args[3]);
+		args[3] |= wait;
+		return socket_receives_all(fd, seen[3]);
 	case SYS_recvmsg:
-		return fd_waits_for_all(fd, args[2])
-		    && ((const struct msghdr *)args[1])->msg_control == NULL;
+		transfer->vectors = msg->msg_iov;
+		transfer->nvectors = msg->msg_iovlen;
+		args[2] |= wait;
+		return socket_receives_all(fd, seen[2])
+		    && msg->msg_control == NULL;
 	case SYS_recvmmsg:
-		return (args[3] & MSG_WAITFORONE) == 0
-		    && !mesh_transfer_timeout(fd, SO_RCVTIMEO, NULL);
+		args[3] |= wait;
+		return (seen[3] & (MSG_WAITFORONE | MSG_DONTWAIT)) == 0
+		    && fd_waits(fd);
 	default:
 		return false;
 	}
@@ -102,6 +150,8 @@ static bool
 vectors_next(
     mesh_transfer_t *transfer, const struct iovec **vectors, size_t *nvectors) {
 	uint64_t done = transfer->done;
+	*vectors = transfer->vectors;
+	*nvectors = transfer->nvectors;
 	while (*nvectors > 0 && done >= (*vectors)->iov_len) {
 		done -= (*vectors)->iov_len;
 		(*vectors)++;
@@ -133,8 +183,8 @@ mesh_transfer_next(mesh_transfer_t *transfer) {
 	uint64_t        done = transfer->done;
 	switch (transfer->nr) {
 	case SYS_writev: {
-		const struct iovec *vectors = (const struct iovec *)seen[1];
-		size_t              n = (size_t)seen[2];
+		const struct iovec *vectors;
+		size_t              n;
 		bool                more = vectors_next(transfer, &vectors, &n);
 		args[1] = (uintptr_t)vectors;
 		args[2] = n;
@@ -142,10 +192,9 @@ mesh_transfer_next(mesh_transfer_t *transfer) {
 	}
 	case SYS_sendmsg:
 	case SYS_recvmsg: {
-		const struct msghdr *msg = (const struct msghdr *)seen[1];
-		const struct iovec  *vectors = msg->msg_iov;
-		size_t               n = msg->msg_iovlen;
-		bool more = vectors_next(transfer, &vectors, &n);
+		const struct iovec *vectors;
+		size_t              n;
+		bool                more = vectors_next(transfer, &vectors, &n);
 		memset(&transfer->msg, 0, sizeof(transfer->msg));
 		transfer->msg.msg_iov = (struct iovec *)(uintptr_t)vectors;
 		transfer->msg.msg_iovlen = n;

@@ -10,11 +10,14 @@
 /* A system call that a signal has cut short. */
 typedef struct mesh_transfer_s mesh_transfer_t;
 struct mesh_transfer_s {
-	long            nr;
 	const uint64_t *seen;
+	/* Where it began, if in vectors. */
+	const struct iovec *vectors;
+	size_t              nvectors;
 	/* What it comes to so far: bytes or messages. */
 	uint64_t done;
-	/* The arguments that go on with it, and what they point to. */
+	/* The call that goes on with it, its arguments, and what they point to. */
+	long          nr;
 	uint64_t      args[6];
 	struct iovec  iov;
 	struct msghdr msg;
@@ -22,10 +25,11 @@ struct mesh_transfer_s {
 
 /*
  * Whether a call would have gone on though it has returned a number.  args have to
- * stay where they are.
+ * stay where they are.  With timed, which is for sockets with a timeout, what goes on
+ * with it does not wait, sendfile(2) excepted.
  */
-bool mesh_transfer_begin(
-    mesh_transfer_t *transfer, long nr, const uint64_t *args, long done);
+bool mesh_transfer_begin(mesh_transfer_t *transfer, long nr,
+    const uint64_t *args, long done, bool timed);
 
 /* Sets the arguments for the rest; returns false if there is none. */
 bool mesh_transfer_next(mesh_transfer_t *transfer);

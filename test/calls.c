@@ -90,6 +90,34 @@ mesher_end(void) {
 	pthread_join(mesher, NULL);
 }
 
+/* A connection, as socketpair(2) makes. */
+static void
+tcp_pair(int fds[2]) {
+	struct sockaddr_in name = {
+	    .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t size = sizeof(name);
+	int       listener = socket(AF_INET, SOCK_STREAM, 0);
+	fds[1] = socket(AF_INET, SOCK_STREAM, 0);
+	if (bind(listener, (struct sockaddr *)&name, size) != 0
+	    || listen(listener, 1) != 0
+	    || getsockname(listener, (struct sockaddr *)&name, &size) != 0
+	    || connect(fds[1], (struct sockaddr *)&name, size) != 0
+	    || (fds[0] = accept(listener, NULL, NULL)) == -1) {
+		die("socket");
+	}
+	close(listener);
+}
+
+/* Nothing waits longer there. */
+static void
+socket_limit(int fd, unsigned ms) {
+	struct timeval tv = {ms / 1000, ms % 1000 * 1000};
+	if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) != 0
+	    || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) != 0) {
+		die("setsockopt");
+	}
+}
+
 /******************************************************************************/
 /* Transfers: all that is asked for at once comes whole and in order. */
 
@@ -281,10 +309,17 @@ case_transfers(void) {
 	mesher_start(0);
 	for (size_t i = 0; i < NTRANSFERS; i++) {
 		transfer_t *t = &transfers[i];
-		if ((t->type == 0 ? pipe(t->fds)
-		                  : socketpair(AF_UNIX, t->type, 0, t->fds))
+		if (kind_is("tcp") && t->type == SOCK_STREAM) {
+			tcp_pair(t->fds);
+		} else if ((t->type == 0
+		                   ? pipe(t->fds)
+		                   : socketpair(AF_UNIX, t->type, 0, t->fds))
 		    != 0) {
 			die("pipe, socketpair");
+		}
+		if ((kind_is("tcp") || kind_is("timed")) && t->type != 0) {
+			socket_limit(t->fds[0], 10000);
+			socket_limit(t->fds[1], 10000);
 		}
 		thread_start(&threads[i][0], send_main, t);
 		thread_start(&threads[i][1], receive_main, t);
@@ -427,10 +462,21 @@ case_first(void) {
 /* How long a wait lasts. */
 static unsigned waits_ms;
 
-static struct timeval
-waits_timeval(void) {
-	struct timeval tv = {waits_ms / 1000, waits_ms % 1000 * 1000};
-	return tv;
+/* Which begins now. */
+static uint64_t wait_begin_ns;
+
+static void
+wait_begin(void) {
+	wait_begin_ns = now_ns();
+}
+
+/* How long it has lasted, when some descriptors are of no use any more. */
+static int
+wait_end(int fd, int other) {
+	int took = (int)((now_ns() - wait_begin_ns) / MS);
+	close(fd);
+	close(other);
+	return took;
 }
 
 /* A terminal that gives what there is after a while, here nothing. */
@@ -448,18 +494,14 @@ wait_terminal(void) {
 	termios.c_cc[VMIN] = 0;
 	termios.c_cc[VTIME] = (cc_t)(waits_ms / 100);
 	tcsetattr(fd, TCSANOW, &termios);
-	uint64_t begin = now_ns();
+	wait_begin();
 	bad += read(fd, &byte, 1) != 0;
-	unsigned took = (unsigned)((now_ns() - begin) / MS);
-	close(fd);
-	close(pty);
-	return (int)took;
+	return wait_end(fd, pty);
 }
 
 /* Of a socket with a timeout whose peer takes nothing. */
 static int
 wait_datagram(void) {
-	struct timeval     tv = waits_timeval();
 	struct sockaddr_un name = {.sun_family = AF_UNIX};
 	socklen_t          size = sizeof(name);
 	int                to = socket(AF_UNIX, SOCK_DGRAM, 0);
@@ -469,71 +511,95 @@ wait_datagram(void) {
 	while (sendto(fd, "", 1, MSG_DONTWAIT, (struct sockaddr *)&name, size)
 	    == 1) {
 	}
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
-	uint64_t begin = now_ns();
+	socket_limit(fd, waits_ms);
+	wait_begin();
 	bad += sendto(fd, "", 1, 0, (struct sockaddr *)&name, size) != -1
 	    || errno != EAGAIN;
-	unsigned took = (unsigned)((now_ns() - begin) / MS);
-	close(fd);
-	close(to);
-	return (int)took;
+	return wait_end(fd, to);
 }
 
 /* A connection that waits at its end, whole seconds only, for what nobody takes. */
 static int
 wait_linger(void) {
-	struct linger      linger = {1, (int)waits_ms / 1000};
-	struct sockaddr_in name = {
-	    .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t   size = sizeof(name);
-	static char block[65536];
-	int         to = socket(AF_INET, SOCK_STREAM, 0);
-	int         fd = socket(AF_INET, SOCK_STREAM, 0);
-	if (bind(to, (struct sockaddr *)&name, size) != 0 || listen(to, 1) != 0
-	    || getsockname(to, (struct sockaddr *)&name, &size) != 0
-	    || connect(fd, (struct sockaddr *)&name, size) != 0) {
-		die("socket");
-	}
+	struct linger linger = {1, (int)waits_ms / 1000};
+	static char   block[65536];
+	int           fds[2];
+	tcp_pair(fds);
 	/* Windows grow. */
 	for (int i = 0; i < 10; i++) {
-		while (send(fd, block, sizeof(block), MSG_DONTWAIT) > 0) {
+		while (send(fds[1], block, sizeof(block), MSG_DONTWAIT) > 0) {
 		}
 		sleep_ms(10);
 	}
-	setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
-	uint64_t begin = now_ns();
-	bad += close(fd) != 0;
-	unsigned took = (unsigned)((now_ns() - begin) / MS);
-	close(to);
-	return (int)took;
+	setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+	wait_begin();
+	bad += close(fds[1]) != 0;
+	return wait_end(fds[0], -1);
 }
 
 static int
 wait_epoll(void) {
 	struct epoll_event event;
 	int                fd = epoll_create1(EPOLL_CLOEXEC);
-	uint64_t           begin = now_ns();
+	wait_begin();
 	bad += epoll_wait(fd, &event, 1, (int)waits_ms) != 0;
-	unsigned took = (unsigned)((now_ns() - begin) / MS);
-	close(fd);
-	return (int)took;
+	return wait_end(fd, -1);
+}
+
+/* Pairs of sockets that nobody waits for longer. */
+static void
+wait_pair(int fds[2], bool tcp) {
+	if (tcp) {
+		tcp_pair(fds);
+	} else if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) {
+		die("socketpair");
+	}
+	socket_limit(fds[0], waits_ms);
+	socket_limit(fds[1], waits_ms);
 }
 
 static int
 wait_recv(void) {
-	struct timeval tv = waits_timeval();
-	int            fds[2];
-	char           byte;
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) {
-		die("socketpair");
-	}
-	setsockopt(fds[0], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
-	uint64_t begin = now_ns();
+	int  fds[2];
+	char byte;
+	wait_pair(fds, false);
+	wait_begin();
 	bad += recv(fds[0], &byte, 1, 0) != -1 || errno != EAGAIN;
-	unsigned took = (unsigned)((now_ns() - begin) / MS);
-	close(fds[0]);
-	close(fds[1]);
-	return (int)took;
+	return wait_end(fds[0], fds[1]);
+}
+
+/* Of something, and not all. */
+static int
+wait_part(void) {
+	int  fds[2];
+	char bytes[10];
+	wait_pair(fds, true);
+	bad += send(fds[1], bytes, 7, 0) != 7;
+	wait_begin();
+	bad += recv(fds[0], bytes, sizeof(bytes), MSG_WAITALL) != 7;
+	return wait_end(fds[0], fds[1]);
+}
+
+/* Much more than there is room for. */
+static int
+wait_send_to(bool tcp) {
+	static char block[32 << 20];
+	int         fds[2];
+	wait_pair(fds, tcp);
+	wait_begin();
+	ssize_t n = write(fds[1], block, sizeof(block));
+	bad += n <= 0 || n >= (ssize_t)sizeof(block);
+	return wait_end(fds[0], fds[1]);
+}
+
+static int
+wait_send(void) {
+	return wait_send_to(true);
+}
+
+static int
+wait_send_unix(void) {
+	return wait_send_to(false);
 }
 
 static int
@@ -541,11 +607,11 @@ wait_semaphore(void) {
 	struct timespec ts = {waits_ms / 1000, waits_ms % 1000 * (long)MS};
 	struct sembuf   down = {.sem_op = -1};
 	int             id = semget(IPC_PRIVATE, 1, 0600);
-	uint64_t        begin = now_ns();
+	wait_begin();
 	bad += semtimedop(id, &down, 1, &ts) != -1 || errno != EAGAIN;
-	unsigned took = (unsigned)((now_ns() - begin) / MS);
+	int took = wait_end(-1, -1);
 	semctl(id, 0, IPC_RMID);
-	return (int)took;
+	return took;
 }
 
 static const struct {
@@ -553,6 +619,7 @@ static const struct {
 	int (*wait)(void);
 } waits[] = {{"terminal", wait_terminal}, {"datagram", wait_datagram},
     {"linger", wait_linger}, {"epoll", wait_epoll}, {"recv", wait_recv},
+    {"part", wait_part}, {"send", wait_send}, {"send unix", wait_send_unix},
     {"semaphore", wait_semaphore}};
 
 /* Each wait lasts for a second; meshing begins after some of it. */
