@@ -54,6 +54,7 @@
  * so many of the time.
  */
 #define LOOK_SHARE 256
+#define LOOK_COST_NS_MIN UINT64_C(1000)
 /*
  * A child of a fork that will only exec or write down what it sees has no use for
  * meshing; one that goes on comes to so many ticks, or to one after so long.
@@ -123,8 +124,9 @@ static uint64_t    slice_last_ns;
 static atomic_b_t slice_asleep;
 /* Whether the last slice has found a reason to mesh at all. */
 static atomic_b_t slice_needed;
-/* When ticks will look for one again. */
+/* When ticks will look for one again, and what that takes. */
 static atomic_u64_t look_due_ns;
+static atomic_u64_t look_cost_ns;
 /* A pass was asked for; and bins that it has yet to come to. */
 static atomic_b_t requested;
 static unsigned   request_left;
@@ -589,6 +591,8 @@ tick_wake(tsdn_t *tsdn) {
 	}
 	background_thread_info_t *info = &background_thread_info[0];
 	if (malloc_mutex_trylock(tsdn, &info->mtx)) {
+		/* The next tick tries again. */
+		atomic_store_u64(&look_due_ns, 0, ATOMIC_RELAXED);
 		return;
 	}
 	if (background_thread_is_started(info)) {
@@ -639,6 +643,21 @@ tick_too_early(void) {
 	return left > 0;
 }
 
+/*
+ * How long not to look again after a look has taken so long.  One that had to wait for a
+ * lock or a processor is not to put off the next by seconds: until then all threads may
+ * have gone to sleep, and no tick comes.
+ */
+static uint64_t
+look_pause_ns(uint64_t took_ns) {
+	uint64_t most = 2
+	    * atomic_load_u64(&look_cost_ns, ATOMIC_RELAXED);
+	most = most < LOOK_COST_NS_MIN ? LOOK_COST_NS_MIN : most;
+	uint64_t cost = took_ns < most ? took_ns : most;
+	atomic_store_u64(&look_cost_ns, cost, ATOMIC_RELAXED);
+	return cost * LOOK_SHARE;
+}
+
 /* Whether there is a reason to mesh. */
 static bool
 tick_needed(tsdn_t *tsdn) {
@@ -653,7 +672,7 @@ tick_needed(tsdn_t *tsdn) {
 	bool     needed = mesh_scan_holes(tsdn, START_HOLES) >= START_HOLES;
 	uint64_t end = now_ns();
 	atomic_store_u64(
-	    &look_due_ns, end + (end - begin) * LOOK_SHARE, ATOMIC_RELAXED);
+	    &look_due_ns, end + look_pause_ns(end - begin), ATOMIC_RELAXED);
 	return needed;
 }
 

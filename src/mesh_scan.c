@@ -186,6 +186,19 @@ mesh_scan_demand_all(tsdn_t *tsdn, mesh_demand_t *sum, const bin_t *own) {
 	}
 }
 
+/*
+ * Read without the lock, on which a thread may sleep that only wants to know whether it
+ * has to do something; so they may be of two moments, and a few slabs too many.
+ */
+static size_t
+bin_holes(const bin_t *bin, szind_t binind) {
+	size_t slabs = *(const volatile size_t *)&bin->stats.curslabs
+	    * bin_infos[binind].slab_size;
+	size_t live = *(const volatile size_t *)&bin->stats.curregs
+	    * bin_infos[binind].reg_size;
+	return slabs > live ? slabs - live : 0;
+}
+
 size_t
 mesh_scan_holes(tsdn_t *tsdn, size_t enough) {
 	size_t holes = 0;
@@ -200,14 +213,8 @@ mesh_scan_holes(tsdn_t *tsdn, size_t enough) {
 				continue;
 			}
 			for (unsigned k = 0; k < info->n_shards; k++) {
-				bin_t *bin = arena_get_bin(arena, j, k);
-				malloc_mutex_lock(tsdn, &bin->lock);
-				size_t slabs = bin->stats.curslabs
-				    * info->slab_size;
-				size_t live = bin->stats.curregs
-				    * info->reg_size;
-				malloc_mutex_unlock(tsdn, &bin->lock);
-				holes += slabs > live ? slabs - live : 0;
+				holes += bin_holes(
+				    arena_get_bin(arena, j, k), j);
 				if (holes >= enough) {
 					return holes;
 				}

@@ -159,8 +159,8 @@ void mesh_scan_demand_all(
     tsdn_t *tsdn, mesh_demand_t *sum, const struct bin_s *own);
 
 /*
- * Bytes that are free inside of all slabs that may be meshed, or some number from
- * enough on; nothing without statistics.  Takes the bin locks.
+ * Bytes that are free inside of all slabs that may be meshed, about, or some number
+ * from enough on; nothing without statistics.  Waits for no lock.
  */
 size_t mesh_scan_holes(tsdn_t *tsdn, size_t enough);
 

@@ -161,6 +161,43 @@ live(void) {
 	report("idle");
 }
 
+#define NCROWD 16
+
+static table_t           crowd_tables[NCROWD];
+static pthread_barrier_t crowd_turn;
+
+static void *
+crowd_main(void *arg) {
+	unsigned self = (unsigned)(uintptr_t)arg;
+	table_t *t = &crowd_tables[self];
+	table_init(t, NOBJECTS / 4, self + 2, (uint64_t)(self + 2) << 32);
+	table_fill_some(t, NOBJECTS / 4, SIZE);
+	pthread_barrier_wait(&crowd_turn);
+	nbad += table_thin(
+	    &crowd_tables[(self + 1) % NCROWD], 0.1, thin_random);
+	/* Nobody wakes them. */
+	for (;;) {
+		pause();
+	}
+	return NULL;
+}
+
+/* Threads that all free at once what others have allocated, and then sleep. */
+static void
+crowd(void) {
+	pthread_t thread;
+	pthread_barrier_init(&crowd_turn, NULL, NCROWD);
+	report("start");
+	for (uintptr_t i = 0; i < NCROWD; i++) {
+		if (pthread_create(&thread, NULL, crowd_main, (void *)i) != 0) {
+			die("pthread_create");
+		}
+	}
+	sleep_ms(2000);
+	idle();
+	report("idle");
+}
+
 static void
 live_as_daemon(void) {
 	free(malloc(1));
@@ -361,11 +398,11 @@ main(int argc, char **argv) {
 	static const struct {
 		const char *name;
 		void (*run)(void);
-	} scenarios[] = {{"live", live}, {"daemon", live_as_daemon},
-	    {"grandchild", live_as_grandchild}, {"children", children},
-	    {"purge", purge}, {"alone", alone}, {"toggle", toggle},
-	    {"namespaces", namespaces}, {"refused", threads_refused},
-	    {"vfork", vforker},
+	} scenarios[] = {{"live", live}, {"crowd", crowd},
+	    {"daemon", live_as_daemon}, {"grandchild", live_as_grandchild},
+	    {"children", children}, {"purge", purge}, {"alone", alone},
+	    {"toggle", toggle}, {"namespaces", namespaces},
+	    {"refused", threads_refused}, {"vfork", vforker},
 	    {"descriptors", descriptors_used_up}, {"plain", plain}};
 	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);
 	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
