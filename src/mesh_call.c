@@ -88,6 +88,8 @@ struct call_s {
 	const uint64_t *args;
 	/* What the thread had blocked in the call, or outside of it. */
 	uint64_t mask;
+	/* The handler of stops: these do not end it. */
+	uintptr_t ours;
 	/* When it ends. */
 	uint64_t end_ns;
 	/* From the stack pointer down to the registers in the frame of a signal. */
@@ -210,16 +212,19 @@ signals_block(void) {
 }
 
 /*
- * Whether a signal but these waits that a handler of the program's is for, without these
- * flags.
+ * Whether a signal but these waits that a handler is for, other than ours and without
+ * these flags.
  */
 static bool
-signal_pends(uint64_t mask, unsigned flags) {
+signal_pends(uint64_t mask, uintptr_t ours, unsigned flags) {
 	uint64_t pending = 0;
 	syscall(SYS_rt_sigpending, &pending, sizeof(pending));
 	pending &= ~mask;
 	for (int i = 1; pending != 0; i++, pending >>= 1) {
-		if (pending % 2 != 0 && mesh_call_signal_handled(i, flags)) {
+		uintptr_t handler = pending % 2 != 0
+		    ? mesh_call_signal_handler(i, flags)
+		    : 0;
+		if (handler != 0 && handler != ours) {
 			return true;
 		}
 	}
@@ -591,7 +596,7 @@ call_attempt(call_t *call) {
 				return r;
 			}
 			/* A stop just after its handler would hide the mark. */
-			if (signal_pends(call->mask, 0)) {
+			if (signal_pends(call->mask, call->ours, 0)) {
 				return -EINTR;
 			}
 			mask = &call->mask;
@@ -700,7 +705,7 @@ transfer_attempt(mesh_transfer_t *transfer, call_t *call) {
 		if (r <= 0) {
 			return r;
 		}
-		if (signal_pends(call->mask, 0)) {
+		if (signal_pends(call->mask, call->ours, 0)) {
 			return -EINTR;
 		}
 	}
@@ -718,7 +723,7 @@ transfer_go_on(mesh_transfer_t *transfer, call_t *call, uint64_t timeout_ns) {
 	if (is_for_parts) {
 		call->end_ns = now_ns() + timeout_ns;
 	}
-	while (mesh_transfer_next(transfer) && !signal_pends(call->mask, 0)) {
+	while (mesh_transfer_next(transfer) && !signal_pends(call->mask, call->ours, 0)) {
 		long r = transfer_attempt(transfer, call);
 		signals_block();
 		if (r > 0) {
@@ -775,14 +780,14 @@ call_is_due(const mesh_call_t *seen, const greg_t *regs, uint64_t mask) {
 	uintptr_t pc = (uintptr_t)regs[REG_RIP] + MESH_CODE_CALL_BYTES;
 	bool      is_seen = seen->last && regs[REG_RAX] == seen->nr
 	    && seen->pc == pc && seen->sp == (uintptr_t)regs[REG_RSP];
-	return regs[REG_RAX] >= 0 && signal_pends(mask, SA_RESTART)
+	return regs[REG_RAX] >= 0 && signal_pends(mask, /* ours */ 0, SA_RESTART)
 	    && mesh_code_is_call(pc)
 	    && (is_seen || call_is_endable((long)regs[REG_RAX], regs));
 }
 
 bool
-mesh_call_go_on(
-    ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns) {
+mesh_call_go_on(ucontext_t *context, const mesh_call_t *seen,
+    uint64_t entered_ns, uintptr_t ours) {
 	greg_t   *regs = context->uc_mcontext.gregs;
 	uintptr_t pc = (uintptr_t)regs[REG_RIP];
 	uint64_t  mask;
@@ -806,6 +811,7 @@ mesh_call_go_on(
 	                    : mesh_code_number(pc, (uintptr_t)regs[REG_RSP]),
 	      .args = args,
 	      .mask = mask,
+	      .ours = ours,
 	      .frame = mesh_frame_size(context),
 	      .frame_alt = mesh_frame_alt(context)};
 	uint64_t since_ns = is_seen || seen->secret ? seen->since_ns
@@ -877,9 +883,9 @@ mesh_call_return(const ucontext_t *context) {
 }
 
 bool
-mesh_call_go_on(
-    ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns) {
-	(void)context, (void)seen, (void)entered_ns;
+mesh_call_go_on(ucontext_t *context, const mesh_call_t *seen,
+    uint64_t entered_ns, uintptr_t ours) {
+	(void)context, (void)seen, (void)entered_ns, (void)ours;
 	return true;
 }
 

@@ -24,17 +24,19 @@ struct mesh_call_s {
 };
 
 /*
- * Whether there is a handler, with none of these flags; libc does not tell for the signals
- * it reserves.
+ * The handler of a signal, unless it has one of these flags; 0 if there is none.  libc does
+ * not tell for the signals it reserves.
  */
-static inline bool
-mesh_call_signal_handled(int signum, unsigned flags) {
+static inline uintptr_t
+mesh_call_signal_handler(int signum, unsigned flags) {
 	/* As the kernel has it: restorer and mask follow the flags. */
 	uintptr_t action[4] = {(uintptr_t)SIG_DFL};
 	return syscall(SYS_rt_sigaction, signum, NULL, action, sizeof(uint64_t))
-	    == 0
-	    && action[0] != (uintptr_t)SIG_DFL
-	    && action[0] != (uintptr_t)SIG_IGN && (action[1] & flags) == 0;
+	            == 0
+	        && action[0] != (uintptr_t)SIG_DFL
+	        && action[0] != (uintptr_t)SIG_IGN && (action[1] & flags) == 0
+	    ? action[0]
+	    : 0;
 }
 
 /*
@@ -51,13 +53,13 @@ bool mesh_call_is_fragile(const mesh_call_t *call);
 
 /*
  * For the handler, last of all: goes on with the call that the signal has
- * interrupted, if it has.  seen is what the thread was seen in before, and
- * entered_ns the time when the handler began.  While that lasts the handler
- * may run again, on top.  Returns false if the call has to end with EINTR though
+ * interrupted, if it has.  seen is what the thread was seen in before,
+ * entered_ns the time when the handler began, and ours its address.  While that lasts
+ * the handler may run again, on top.  Returns false if the call has to end with EINTR though
  * no signal of the program's wants that.
  */
-bool mesh_call_go_on(
-    ucontext_t *context, const mesh_call_t *seen, uint64_t entered_ns);
+bool mesh_call_go_on(ucontext_t *context, const mesh_call_t *seen,
+    uint64_t entered_ns, uintptr_t ours);
 
 /* Whether the thread is in a call that another handler goes on with. */
 bool mesh_call_is_ours(uintptr_t pc);

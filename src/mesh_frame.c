@@ -116,7 +116,7 @@ frame_alts_only(void) {
 	for (int i = 1; i < NSIG; i++) {
 		/* Not those of libc's, which it installs when it likes to. */
 		bool reserved = (i >= FRAME_RESERVED && i < SIGRTMIN);
-		if (!reserved && mesh_call_signal_handled(i, SA_ONSTACK)) {
+		if (!reserved && mesh_call_signal_handler(i, SA_ONSTACK) != 0) {
 			return false;
 		}
 	}

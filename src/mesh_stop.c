@@ -298,6 +298,8 @@ handler_park(uint32_t epoch) {
 	return self->call;
 }
 
+static void handler(int signum, siginfo_t *info, void *context);
+
 static void
 handler_run(ucontext_t *context) {
 	int         saved_errno = get_errno();
@@ -314,7 +316,7 @@ handler_run(ucontext_t *context) {
 		futex_wake(&stop_inside, 1);
 	}
 	mesh_call_return(context);
-	if (!mesh_call_go_on(context, &seen, entered_ns)) {
+	if (!mesh_call_go_on(context, &seen, entered_ns, (uintptr_t)handler)) {
 		atomic_fetch_add_zu(&stop_ninterrupted, 1, ATOMIC_RELAXED);
 	}
 	set_errno(saved_errno);
@@ -821,7 +823,7 @@ setxid_poke(pid_t tid) {
 	siginfo_t info = {
 	    .si_signo = SIGNAL_SETXID, .si_code = SI_QUEUE, .si_pid = getpid()};
 	/* Its default would kill. */
-	return !mesh_call_signal_handled(SIGNAL_SETXID, 0)
+	return mesh_call_signal_handler(SIGNAL_SETXID, 0) == 0
 	    || syscall(
 	           SYS_rt_tgsigqueueinfo, getpid(), tid, SIGNAL_SETXID, &info)
 	    != 0;

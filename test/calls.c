@@ -456,6 +456,37 @@ case_first(void) {
 	printf("\"elsewhere\": %d, ", (int)caught_elsewhere);
 }
 
+/* The signal of stops, at any moment, as of a stop that another one overtakes. */
+static void *
+flood_main(void *arg) {
+	(void)arg;
+	while (!stop) {
+		tgkill(getpid(), getpid(), SIGURG);
+		usleep(20);
+	}
+	return NULL;
+}
+
+static void
+case_flood(void) {
+	struct timespec ts = {0, 20 * (long)MS};
+	struct sembuf   down = {.sem_op = -1};
+	int             id = semget(IPC_PRIVATE, 1, 0600);
+	unsigned        interrupted = 0;
+	pthread_t       flood;
+	mesh_once();
+	mesher_start(0);
+	thread_start(&flood, flood_main, NULL);
+	for (uint64_t end = now_ns() + 5000 * MS; now_ns() < end; count++) {
+		bad += semtimedop(id, &down, 1, &ts) != -1;
+		interrupted += errno == EINTR;
+	}
+	mesher_end();
+	pthread_join(flood, NULL);
+	semctl(id, 0, IPC_RMID);
+	printf("\"interrupted\": %u, ", interrupted);
+}
+
 /******************************************************************************/
 /* Calls with a time that nobody can go on with are not disturbed. */
 
@@ -663,7 +694,8 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } cases[] = {{"transfers", case_transfers}, {"ends", case_ends},
-    {"first", case_first}, {"waits", case_waits}, {"secret", case_secret}};
+    {"first", case_first}, {"flood", case_flood}, {"waits", case_waits},
+    {"secret", case_secret}};
 
 int
 main(int argc, char **argv) {
