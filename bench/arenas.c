@@ -4,8 +4,8 @@
  *
  *	arenas THREADS BYTES SIZE FREED ROUNDS SECONDS
  *
- * has the threads allocate BYTES of objects of SIZE bytes together, hand them on in
- * ROUNDS rounds, in each of which a thread replaces random ones of those that another one
+ * has the threads allocate BYTES of objects of SIZE bytes (0: of 8 bytes to 14 KiB, each
+ * doubling as likely) together, hand them on in ROUNDS rounds, in each of which a thread replaces random ones of those that another one
  * had, free FREED per cent of what they then hold, and wait while the program idles.
  */
 
@@ -20,6 +20,10 @@
 #include <unistd.h>
 
 #define MAX_THREADS 1024
+#define MIX_MIN 8
+#define MIX_MAX (14 << 10)
+/* Of objects of these sizes. */
+#define MIX_MEAN 2048
 
 static unsigned          nthreads, freed_percent, nrounds;
 static size_t            size, nobjects;
@@ -28,12 +32,13 @@ static pthread_barrier_t barrier;
 static void **hands[MAX_THREADS];
 
 static void *
-object_new(void) {
-	char *p = malloc(size);
+object_new(rng_t *rng) {
+	size_t nbytes = size == 0 ? rng_size(rng, MIX_MIN, MIX_MAX) : size;
+	char  *p = malloc(nbytes);
 	if (p == NULL) {
 		die("malloc");
 	}
-	memset(p, 1, size);
+	memset(p, 1, nbytes);
 	return p;
 }
 
@@ -50,15 +55,16 @@ thread_run(void *arg) {
 	rng_t    rng = {thread};
 	void   **hand = hands[thread];
 	for (size_t i = 0; i < nobjects; i++) {
-		hand[i] = object_new();
+		hand[i] = object_new(&rng);
 	}
 	stage_end();
 	for (unsigned round = 1; round <= nrounds; round++) {
 		hand = hands[(thread + round) % nthreads];
 		for (size_t i = 0; i < nobjects; i++) {
-			void **slot = &hand[rng_below(&rng, (uint32_t)nobjects)];
+			void **slot =
+			    &hand[rng_below(&rng, (uint32_t)nobjects)];
 			free(*slot);
-			*slot = object_new();
+			*slot = object_new(&rng);
 		}
 		pthread_barrier_wait(&barrier);
 	}
@@ -86,11 +92,12 @@ main(int argc, char **argv) {
 	size = number_parse(argv[3]);
 	freed_percent = (unsigned)number_parse(argv[4]);
 	nrounds = (unsigned)number_parse(argv[5]);
-	if (nthreads == 0 || nthreads > MAX_THREADS || size == 0) {
-		fprintf(stderr, "arenas: no such number of threads or size\n");
+	if (nthreads == 0 || nthreads > MAX_THREADS) {
+		fprintf(stderr, "arenas: no such number of threads\n");
 		return 2;
 	}
-	nobjects = number_parse(argv[2]) / size / nthreads;
+	nobjects = number_parse(argv[2]) / (size == 0 ? MIX_MEAN : size)
+	    / nthreads;
 	pthread_barrier_init(&barrier, NULL, nthreads + 1);
 	for (unsigned i = 0; i < nthreads; i++) {
 		hands[i] = outside_alloc(nobjects * sizeof(void *));

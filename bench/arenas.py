@@ -33,8 +33,9 @@ def main():
                         help="besides the default (default %(default)s)")
     parser.add_argument("--mb", type=int, default=512,
                         help="of objects (default %(default)s)")
-    parser.add_argument("--size", type=int, default=256,
-                        help="of the objects (default %(default)s)")
+    parser.add_argument("--size", type=lambda text: 0 if text == "mix" else int(text),
+                        default=256, help="of the objects, or mix: 8 bytes to 14 KiB "
+                        "(default %(default)s)")
     parser.add_argument("--freed", type=int, default=80,
                         help="per cent of them (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3,
