@@ -18,8 +18,6 @@ import load
 from common import MB
 
 LOAD_S = 3  # before, and after the BGSAVE
-REST_S = 2  # meshing is at rest when it has done nothing for so long
-MESH_TIMEOUT_S = 180
 SAVE_TIMEOUT_S = 600
 GOAL = 1.5
 
@@ -45,20 +43,6 @@ ROWS = (  # key, label, format
 )
 
 
-def await_meshed(server):
-    """Waits until meshing comes to rest."""
-    seen, since = None, time.monotonic()
-    deadline = since + MESH_TIMEOUT_S
-    while time.monotonic() < deadline:
-        stats = server.mesh_stats()
-        now = stats.get("nmeshes")
-        if now != seen:
-            seen, since = now, time.monotonic()
-        elif time.monotonic() - since > REST_S:
-            break
-        time.sleep(0.2)
-
-
 def save(server, cgroup):
     """BGSAVE; returns its begin, its end and the peak of the cgroup."""
     peak = 0
@@ -80,7 +64,7 @@ def measure(args, server, cgroup):
     keys = load.fill(server, args.mb)
     made = load.exchanges(keys)
     print(" meshing ..", end="", flush=True)
-    await_meshed(server)
+    load.await_meshed(server)
     digest = server.command("DEBUG", "DIGEST")
     figures = {"keys": server.command("DBSIZE"),
                "used_memory_mb": int(server.info("used_memory")) / MB,

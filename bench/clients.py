@@ -157,10 +157,7 @@ def main():
     parser.add_argument("--redis", help="the redis-server to run")
     args = parser.parse_args()
     args.redis = args.redis or common.redis_server()
-    known = common.linked_pair(args)
-    known["mesh signal"] = common.LinkedMalloc(
-        known["mesh"].path, args.mesh_conf + ",mesh_barrier:signal")
-    variants = common.select(known, args.only)
+    variants = common.select(common.linked_servers(args), args.only)
 
     results = {}
     with tempfile.TemporaryDirectory() as directory:

@@ -127,6 +127,14 @@ def linked_pair(args):
             "mesh": LinkedMalloc(library(args.mesh_lib), args.mesh_conf)}
 
 
+def linked_servers(args):
+    """The same, and mesh by signals."""
+    known = linked_pair(args)
+    known["mesh signal"] = LinkedMalloc(
+        known["mesh"].path, args.mesh_conf + ",mesh_barrier:signal")
+    return known
+
+
 def mallocs(args, conf=""):
     """Name and Malloc of all that are to be compared; conf is for the jemallocs
     that do not mesh."""

@@ -5,8 +5,8 @@
  *	fragment BYTES SIZE FREED PATTERN SECONDS SEED
  *
  * allocates BYTES of objects of SIZE bytes (0: of 8 bytes to 14 KiB, each
- * doubling as likely), frees FREED per cent of them in a pattern, idles, and
- * looks whether the rest is what it was.
+ * doubling as likely), frees FREED per cent of them in a pattern, idles, looks
+ * whether the rest is what it was, and frees that.
  */
 
 #define _GNU_SOURCE
@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MIX_MIN 8
@@ -25,6 +26,8 @@
 #define RUN_KEPT 4
 /* How often the idle program does something. */
 #define IDLE_TICK_US 10000
+/* How long it idles in the end, when nothing is left. */
+#define EMPTY_S 1
 
 static size_t   size;
 static unsigned freed_percent;
@@ -184,6 +187,14 @@ static const struct {
     {"robson", NULL},
 };
 
+/* CPU time of this thread alone. */
+static uint64_t
+thread_ns(void) {
+	struct timespec t;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
 static void
 idle(uint64_t seconds) {
 	for (uint64_t end = now_ns() + seconds * 1000000000; now_ns() < end;) {
@@ -258,5 +269,14 @@ main(int argc, char **argv) {
 		fprintf(stderr, "fragment: %zu objects are damaged\n", damaged);
 		return 1;
 	}
+	uint64_t looked = thread_ns();
+	for (size_t i = 0; i < nobjects; i++) {
+		free(objects[i]);
+	}
+	uint64_t emptied = thread_ns();
+	report_phase(
+	    "emptied", "\"ms\": %.1f", (double)(emptied - looked) / 1e6);
+	idle(EMPTY_S);
+	report_phase("ended", "\"live\": 0");
 	return 0;
 }

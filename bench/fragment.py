@@ -23,12 +23,15 @@ COLUMNS = (  # key, heading, format, with ratio to stock
     ("allocating_s", "allocating s", "{:.2f}", True),
     ("freeing_s", "freeing s", "{:.2f}", True),
     ("idle_cpu_s", "CPU idle s", "{:.2f}", False),
+    ("emptying_ms", "freeing rest ms", "{:.1f}", True),
+    ("empty", "MB after", "{:,.1f}", False),
 )
 
 
 def figures(phases, curve):
-    allocated, freed, idled = (phases[name] for name in
-                               ("allocated", "freed", "idled"))
+    allocated, freed, idled, emptied, ended = (
+        phases[name]
+        for name in ("allocated", "freed", "idled", "emptied", "ended"))
     result = {"peak": max(memory for _, memory in curve),
               "before": allocated["memory"],
               "after": freed["memory"], "final": idled["memory"],
@@ -38,6 +41,7 @@ def figures(phases, curve):
               "allocating_s": allocated["seconds"],
               "freeing_s": freed["seconds"],
               "idle_cpu_s": idled["cpu_s"] - freed["cpu_s"],
+              "emptying_ms": emptied["ms"], "empty": ended["memory"],
               "mesh_off": idled.get("mesh_off")}
     if "cgroup_pages" in idled:
         result["cgroup"] = idled["cgroup_pages"]
@@ -93,6 +97,8 @@ def main():
                 phases, curve = common.watch(mallocs[name], [
                     program, args.mb * MB, 0 if size == "mix" else size, freed,
                     pattern, args.idle, 1 + i // len(mallocs)])
+                curve = [(at, memory) for at, memory in curve
+                         if at <= phases["idled"]["at"]]
                 runs[name].append(figures(phases, curve))
                 curves[name].append(curve)
                 print(f" {runs[name][-1]['final']:.1f} MB", flush=True)

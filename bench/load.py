@@ -19,6 +19,8 @@ PHASES = ((2900, 240, 0.15), (1450, 492, 1))
 PIPELINE = 500
 LOADED = 100_000  # keys that the load is about
 COMMANDS = 16  # in one pipeline of the load
+REST_S = 2  # meshing is at rest when it has done nothing for so long
+MESH_TIMEOUT_S = 180
 
 
 def key(phase, number):
@@ -51,6 +53,20 @@ def fill(server, megabytes):
                 b":1\r\n" * len(numbers))
         present += ((phase, n) for n in kept)
     return present
+
+
+def await_meshed(server):
+    """Waits until meshing comes to rest."""
+    seen, since = None, time.monotonic()
+    deadline = since + MESH_TIMEOUT_S
+    while time.monotonic() < deadline:
+        stats = server.mesh_stats()
+        now = stats.get("nmeshes")
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > REST_S:
+            break
+        time.sleep(0.2)
 
 
 def exchanges(keys):
