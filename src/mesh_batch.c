@@ -38,11 +38,18 @@
 #include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
 #include "jemalloc/internal/mesh_pin.h"
+#include "jemalloc/internal/mesh_purge.h"
 #include "jemalloc/internal/mesh_range.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_store.h"
 #include "jemalloc/internal/mesh_view.h"
 #include "jemalloc/internal/mesh_waiter.h"
+
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_READ
+#	define MADV_POPULATE_READ 22 /* Linux 5.14 */
+#endif
 
 /* Most bytes that follow at once: a writer may wait for all of it. */
 #define PAIRS_SIZE_MAX (ZU(1) << 18)
@@ -768,6 +775,28 @@ batch_splice(const mesh_site_t *site, batch_t *batch) {
 	return why;
 }
 
+/*
+ * Has the pages that have moved in the page tables again: the program would fault each
+ * one in.
+ */
+static void
+batch_map_pages(const batch_t *batch, size_t size) {
+	for (unsigned i = 0, end; i < batch->nmoves; i = end) {
+		end = i + 1;
+		if (!batch->moves[i].spliced) {
+			continue;
+		}
+		byte_t *addr = (byte_t *)edata_addr_get(batch->moves[i].slab);
+		while (end < batch->nmoves && batch->moves[end].spliced
+		    && edata_addr_get(batch->moves[end].slab)
+		        == addr + (end - i) * size) {
+			end++;
+		}
+		/* What the program has protected meanwhile is passed over. */
+		(void)madvise(addr, (end - i) * size, MADV_POPULATE_READ);
+	}
+}
+
 /******************************************************************************/
 /* Join. */
 
@@ -902,6 +931,10 @@ batch_carry_out(tsdn_t *tsdn, mesh_site_t *site, batch_t *batch) {
 			size_t before = mesh_splice_maps();
 			why = batch_splice(site, batch);
 			result.nmaps = mesh_splice_maps() - before;
+			/* No page that was purged shall come back. */
+			if (!mesh_purge_pays(site->binind)) {
+				batch_map_pages(batch, site_size(site));
+			}
 		}
 		mesh_barrier_unreserve();
 		batch_punch(site, batch);
