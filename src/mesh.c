@@ -20,7 +20,7 @@
  *
  * States of a slab, in its edata_t's e_bits:
  *
- *     private --hold--> held --join--> follower --last free--> dying --> released
+ *     private --hold--> held --join--> follower --last free--> dying --> limbo
  *                        |  ^             |  ^
  *                       lead|            hold|join (moves to another group)
  *                        v  |             v  |
@@ -29,8 +29,8 @@
  * A private slab or leader is where stock jemalloc has it: slabcur, in
  * slabs_nonfull, or full and in no list.  A held one is in no list, for the
  * milliseconds of a batch.  A follower is in its group's list.  A group is in its
- * bin's list, for fork to find.  Dead slabs that the kernel would not un-splice
- * are in the bin's limbo.
+ * bin's list, for fork to find.  Dead slabs wait in limbo until they are un-spliced
+ * and released.
  *
  * Who calls whom, and the files:
  *
@@ -45,7 +45,9 @@
  *         |       mesh_run, mesh_match   bitmaps in, runs and groups out
  *     mesh_batch         carries out: hold, copy, splice, join
  *         |     \
- *         |     mesh_group         leaders and followers, frees, releases
+ *         |     mesh_group         leaders and followers, frees
+ *         |         |
+ *         |     mesh_limbo         releases
  *         |         |
  *     mesh_barrier  mesh_splice    keep writers away; copy, splice, un-splice
  *         |         |

@@ -58,11 +58,8 @@ struct mesh_bin_s {
 	mesh_group_list_t groups;
 	/* Descriptors of groups that have ended, for the next ones. */
 	mesh_group_list_t groups_free;
-	/*
-	 * Dead slabs whose range the kernel refused to take out of the store;
-	 * the next search of the bin tries again.
-	 */
-	edata_list_active_t limbo;
+	/* Slabs that have died since they were collected (mesh_limbo.c). */
+	edata_list_active_t dead;
 	/*
 	 * The low half of bin->stats.ndalloc when the bin was last scanned; less
 	 * than that if the scan has left something to do.
@@ -90,6 +87,20 @@ struct mesh_tidy_at_s {
 	size_t  offset;
 };
 
+/* Dead slabs (mesh_limbo.c); guarded by the mesh lock unless it says otherwise. */
+typedef struct mesh_limbo_s mesh_limbo_t;
+struct mesh_limbo_s {
+	/* How many there are, in slabs and the bins' dead; atomic. */
+	atomic_zu_t nslabs;
+	/* Those that have been collected, by address. */
+	edata_heap_t slabs;
+	/* How many were seen at the last look, 0 if none. */
+	size_t nseen;
+	/* When to look again; and until when they may wait. */
+	uint64_t look_ns;
+	uint64_t until_ns;
+};
+
 /* Of one bin, how it is packed (mesh_pack.c); guarded by the mesh lock. */
 typedef struct mesh_pack_s mesh_pack_t;
 struct mesh_pack_s {
@@ -108,6 +119,7 @@ struct mesh_arena_s {
 	 * the hooks are set back, so this never returns to false.
 	 */
 	atomic_b_t     custom_hooks;
+	mesh_limbo_t   limbo;
 	mesh_tidy_at_t tidy;
 	/* The counters behind mesh_stats_t, field by field. */
 	atomic_u64_t npasses;
@@ -252,13 +264,6 @@ void mesh_ehooks_assert_private(void *addr, size_t size);
 JEMALLOC_COLD
 bool mesh_dalloc_empty(tsdn_t *tsdn, struct bin_s *bin, edata_t *slab);
 /*
- * Releases a leader or follower that has no live region any more: takes the
- * range out of the store and gives it back to the page allocator.  No lock may
- * be held.
- */
-JEMALLOC_COLD
-void mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab);
-/*
  * Number of free regions that the memory behind slab has: a follower's are its
  * leader's.  Takes the bin lock for followers only.
  */
@@ -304,6 +309,12 @@ uint64_t mesh_background_work(tsdn_t *tsdn, unsigned ind);
  * wakes background thread 0, or without it runs a small slice itself.
  */
 void mesh_tick(tsdn_t *tsdn, arena_t *arena);
+/*
+ * Releases a leader or follower that has no live region any more: its range will be
+ * taken out of the store and given back to the page allocator.  No lock may be held.
+ */
+JEMALLOC_COLD
+void mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab);
 /* A full pass over one arena now; no lock may be held. */
 void mesh_arena_pass(tsdn_t *tsdn, arena_t *arena);
 /*

@@ -17,19 +17,18 @@
  * back.  No slab joins a frozen leader.  (While mesh_view.c has a table of ranges,
  * it alone knows which of them that applies to.)
  *
- * A follower that has left is dying until its range is out of the store; its
- * e_mesh is the leader that dies with it, if any.
+ * A follower that has left is dying, in limbo (mesh_limbo.c), until its range is out
+ * of the store; its e_mesh is the leader that dies with it, if any.
  *
- * Called by the patches (frees, releases) and by mesh_pass.  All bookkeeping is
- * under the bin lock, a leaf; un-splicing and the page allocator run without it.
+ * Called by the patches (frees), by mesh_pass and by what that calls.  All bookkeeping
+ * is under the bin lock, a leaf.
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_group.h"
-#include "jemalloc/internal/mesh_splice.h"
-#include "jemalloc/internal/mesh_store.h"
+#include "jemalloc/internal/mesh_limbo.h"
 #include "jemalloc/internal/mesh_view.h"
 
 #ifdef BITMAP_USE_TREE
@@ -405,7 +404,7 @@ mesh_dalloc_empty(tsdn_t *tsdn, bin_t *bin, edata_t *slab) {
 	if (slab_empty(leader) && !edata_mesh_held_get(leader)) {
 		/*
 		 * The caller has room for one slab to release: the leader goes
-		 * with it, mesh_slab_dalloc() knows.
+		 * with it, mesh_group_bury() knows.
 		 */
 		assert(group->nfollowers == 0);
 		slab_dissociate(tsdn, bin, leader);
@@ -414,93 +413,29 @@ mesh_dalloc_empty(tsdn_t *tsdn, bin_t *bin, edata_t *slab) {
 	return true;
 }
 
-/*
- * pa_dalloc() for a range that is private again and has no memory: it goes to
- * the retained extents, as zeroed.  Dirty ones would be reused first and
- * counted as resident.
- */
-static void
-range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
-	pa_shard_t *shard = &arena->pa_shard;
-	size_t      size = edata_size_get(slab);
-	bool        leader = edata_mesh_role_get(slab) == edata_mesh_leader;
-
-	edata_mesh_set(slab, NULL);
-	edata_mesh_role_set(slab, edata_mesh_private);
-	if (leader && edata_mesh_frozen_get(slab)) {
-		mesh_view_leave(tsdn, edata_addr_get(slab), size);
-	}
-	mesh_group_thaw(arena, slab);
-	emap_remap(tsdn, shard->emap, slab, SC_NSIZES, /* slab */ false);
-	emap_deregister_interior(tsdn, shard->emap, slab);
-	edata_addr_set(slab, edata_base_get(slab));
-	edata_szind_set(slab, SC_NSIZES);
-
-	ehooks_t *ehooks = arena_get_ehooks(arena);
-	if (ehooks_dalloc_will_fail(ehooks)) {
-		extent_dalloc_wrapper_purged(tsdn, &shard->pac, ehooks, slab);
-	} else {
-		extent_dalloc_wrapper(tsdn, &shard->pac, ehooks, slab);
-	}
-	if (config_stats) {
-		atomic_fetch_sub_zu(
-		    &shard->pac.stats->pac_mapped, size, ATOMIC_RELAXED);
-	}
-}
-
-/*
- * Takes the range out of the store; if the kernel refuses, leaves it in limbo, or
- * for good if it is lost.
- */
-static void
-range_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
-	mesh_unsplice_t result = mesh_unsplice_room() ? mesh_view_unsplice(tsdn,
-	                             edata_addr_get(slab), edata_size_get(slab))
-	                                              : mesh_unsplice_refused;
-	if (result == mesh_unsplice_done) {
-		range_dalloc(tsdn, arena, slab);
-	} else if (result == mesh_unsplice_refused) {
-		bin_t *bin = slab_bin(arena, slab);
-		malloc_mutex_lock(tsdn, &bin->lock);
-		edata_list_active_append(&bin->mesh.limbo, slab);
-		malloc_mutex_unlock(tsdn, &bin->lock);
-	}
-}
-
-static void
-leader_release(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
+void
+mesh_group_bury(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
+	assert(!edata_mesh_nonfull_get(slab) && !edata_mesh_held_get(slab));
 	bin_t *bin = slab_bin(arena, slab);
 	malloc_mutex_lock(tsdn, &bin->lock);
-	group_end(arena, bin, mesh_group_get(slab));
-	if (mesh_view_listed()) {
-		/* Nobody will find it in a group, and freeze it, any more. */
-		mesh_group_freeze(arena, slab);
-	}
-	bool frozen = edata_mesh_frozen_get(slab);
-	malloc_mutex_unlock(tsdn, &bin->lock);
-	atomic_fetch_sub_zu(&arena->pa_shard.nactive,
-	    edata_size_get(slab) >> LG_PAGE, ATOMIC_RELAXED);
-	/* Otherwise later: see range_dalloc(). */
-	if (!frozen) {
-		mesh_store_punch(edata_addr_get(slab), edata_size_get(slab));
-	}
-	range_release(tsdn, arena, slab);
-}
-
-void
-mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
-	assert(!edata_mesh_nonfull_get(slab) && !edata_mesh_held_get(slab));
-	/* free() keeps errno. */
-	int saved_errno = get_errno();
+	edata_t *leader = slab;
 	if (edata_mesh_role_get(slab) == edata_mesh_dying) {
-		edata_t *leader = (edata_t *)edata_mesh_get(slab);
-		range_release(tsdn, arena, slab);
-		slab = leader;
+		leader = (edata_t *)edata_mesh_get(slab);
+		mesh_limbo_add(arena, bin, slab);
 	}
-	if (slab != NULL) {
-		leader_release(tsdn, arena, slab);
+	if (leader != NULL) {
+		group_end(arena, bin, mesh_group_get(leader));
+		if (mesh_view_listed()) {
+			/* Nobody will find it in a group, and freeze it, any more. */
+			mesh_group_freeze(arena, leader);
+		}
+		mesh_limbo_add(arena, bin, leader);
 	}
-	set_errno(saved_errno);
+	malloc_mutex_unlock(tsdn, &bin->lock);
+	if (leader != NULL) {
+		atomic_fetch_sub_zu(&arena->pa_shard.nactive,
+		    edata_size_get(leader) >> LG_PAGE, ATOMIC_RELAXED);
+	}
 }
 
 void
@@ -517,27 +452,12 @@ mesh_group_release(tsdn_t *tsdn, arena_t *arena, edata_list_active_t *dead) {
 			pa_dalloc(tsdn, &arena->pa_shard, slab,
 			    &deferred_work_generated);
 		} else {
-			mesh_slab_dalloc(tsdn, arena, slab);
+			mesh_group_bury(tsdn, arena, slab);
 		}
 	}
 	if (deferred_work_generated) {
 		arena_decay(tsdn, arena, /* is_background_thread */ true,
 		    /* all */ false);
-	}
-}
-
-void
-mesh_group_limbo_retry(tsdn_t *tsdn, arena_t *arena, bin_t *bin) {
-	edata_list_active_t limbo;
-	edata_list_active_init(&limbo);
-	malloc_mutex_lock(tsdn, &bin->lock);
-	edata_list_active_concat(&limbo, &bin->mesh.limbo);
-	malloc_mutex_unlock(tsdn, &bin->lock);
-
-	edata_t *slab;
-	while ((slab = edata_list_active_first(&limbo)) != NULL) {
-		edata_list_active_remove(&limbo, slab);
-		range_release(tsdn, arena, slab);
 	}
 }
 

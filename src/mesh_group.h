@@ -74,9 +74,12 @@ void mesh_group_discard(struct bin_s *bin, mesh_group_t *group);
  */
 void mesh_group_freeze_at(tsdn_t *tsdn, const void *addr);
 
-/* Releases the slabs of dead, or those in limbo.  No arena lock may be held. */
+/*
+ * Puts a leader or follower that has no live region any more into limbo; releases all
+ * slabs of dead.  No arena lock may be held.
+ */
+void mesh_group_bury(tsdn_t *tsdn, arena_t *arena, edata_t *slab);
 void mesh_group_release(
     tsdn_t *tsdn, arena_t *arena, edata_list_active_t *dead);
-void mesh_group_limbo_retry(tsdn_t *tsdn, arena_t *arena, struct bin_s *bin);
 
 #endif /* JEMALLOC_INTERNAL_MESH_GROUP_H */

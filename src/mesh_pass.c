@@ -20,6 +20,8 @@
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_fd.h"
+#include "jemalloc/internal/mesh_group.h"
+#include "jemalloc/internal/mesh_limbo.h"
 #include "jemalloc/internal/mesh_pack.h"
 #include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
@@ -47,6 +49,8 @@
  * on with, its slices come as often as they may take this share in all.
  */
 #define SLICE_NS_TICK UINT64_C(1000000)
+/* When to look again whether slabs have died, once all are out. */
+#define LIMBO_REST_NS UINT64_C(50000000)
 /* How much more often slices come while a pass is asked for. */
 #define REQUEST_SPEED 8
 /*
@@ -210,6 +214,57 @@ pass_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns) {
 		pass_scanned(scan);
 	}
 	return done;
+}
+
+/******************************************************************************/
+/* Dead slabs. */
+
+/* Takes some of an arena's out, for about ns; returns true when that is all. */
+static bool
+limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
+	uint64_t begin = now_ns();
+	bool     done = mesh_limbo_step(tsdn, arena, ns);
+	pass_took(arena, now_ns() - begin);
+	return done;
+}
+
+/*
+ * Takes some of all arenas' out if it is time.  Returns nanoseconds until there is more
+ * to do, UINT64_MAX if none wait.  The mesh lock is held.
+ */
+static uint64_t
+limbo_run(tsdn_t *tsdn) {
+	uint64_t until_ns = UINT64_MAX;
+	for (unsigned i = 0; i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		uint64_t wait_ns = UINT64_MAX;
+		if (arena != NULL && mesh_limbo_due(arena, &wait_ns)) {
+			wait_ns = limbo_step(tsdn, arena, SLICE_NS_MAX)
+			    ? LIMBO_REST_NS
+			    : SLICE_NS_MAX;
+		}
+		until_ns = wait_ns < until_ns ? wait_ns : until_ns;
+	}
+	return until_ns;
+}
+
+/*
+ * The same by a thread of the program's, of one arena, where no background thread
+ * does.
+ */
+static void
+limbo_tick(tsdn_t *tsdn, arena_t *arena) {
+	if (mesh_limbo_nslabs(arena) == 0 || tsdn_null(tsdn)
+	    || !tsd_nominal(tsdn_tsd(tsdn))
+	    || malloc_mutex_trylock(tsdn, &mesh_mtx)) {
+		return;
+	}
+	uint64_t wait_ns;
+	if ((mesh_limbo_full(arena) || mesh_limbo_due(arena, &wait_ns))
+	    && mesh_worker_here()) {
+		(void)limbo_step(tsdn, arena, SLICE_NS_TICK);
+	}
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }
 
 /******************************************************************************/
@@ -555,14 +610,12 @@ mesh_background_work(tsdn_t *tsdn, unsigned ind) {
 		mesh_waiter_look();
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
 	}
-	if (opt_mesh_period_ms < 0 || mesh_is_off()) {
-		return work_wait_ns(BACKGROUND_THREAD_DEFERRED_MAX);
-	}
 	atomic_store_b(&slice_asleep, false, ATOMIC_RELAXED);
 	malloc_mutex_lock(tsdn, &mesh_mtx);
+	bool     more = opt_mesh_period_ms >= 0 && !mesh_is_off();
+	uint64_t limbo_ns = limbo_run(tsdn);
 	uint64_t wait_ns = slice_wait_ns();
-	bool     more = true;
-	if (wait_ns == 0) {
+	if (more && wait_ns == 0) {
 		more = slice_run(tsdn, slice_ns());
 		wait_ns = slice_wait_ns();
 		mesh_waiter_look();
@@ -577,10 +630,11 @@ mesh_background_work(tsdn_t *tsdn, unsigned ind) {
 		return 1;
 	}
 	if (!more) {
+		/* A slab that dies now wakes it, if it is not in limbo_ns. */
 		atomic_store_b(&slice_asleep, true, ATOMIC_RELAXED);
 		wait_ns = BACKGROUND_THREAD_DEFERRED_MAX;
 	}
-	return work_wait_ns(wait_ns);
+	return work_wait_ns(wait_ns < limbo_ns ? wait_ns : limbo_ns);
 }
 
 /* Wakes background thread 0, unless it is at work anyway. */
@@ -697,11 +751,17 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 	if (mesh_fd_wanted() && mesh_worker_here()) {
 		tick_open(tsdn);
 	}
-	if (opt_mesh_period_ms < 0 || mesh_is_off() || !arena_is_auto(arena)
-	    || tick_too_early() || !tick_needed(tsdn)) {
+	if (!arena_is_auto(arena) || tick_too_early()) {
 		return;
 	}
-	if (have_background_thread && background_thread_enabled()) {
+	bool background = have_background_thread && background_thread_enabled();
+	if (!background) {
+		limbo_tick(tsdn, arena);
+	}
+	if (opt_mesh_period_ms < 0 || mesh_is_off() || !tick_needed(tsdn)) {
+		return;
+	}
+	if (background) {
 		tick_wake(tsdn);
 		return;
 	}
@@ -730,6 +790,19 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 	if (start) {
 		mesh_worker_start(tsdn_tsd(tsdn));
 	}
+}
+
+void
+mesh_slab_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
+	/* free() keeps errno. */
+	int saved_errno = get_errno();
+	mesh_group_bury(tsdn, arena, slab);
+	if (have_background_thread && background_thread_enabled()) {
+		tick_wake(tsdn);
+	} else if (mesh_limbo_full(arena)) {
+		limbo_tick(tsdn, arena);
+	}
+	set_errno(saved_errno);
 }
 
 void
@@ -841,6 +914,11 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 		return;
 	}
 	malloc_mutex_lock(tsdn, &mesh_mtx);
+	while (!limbo_step(tsdn, arena, SLICE_NS_MAX)) {
+		/* Lets others take it, fork for one. */
+		malloc_mutex_unlock(tsdn, &mesh_mtx);
+		malloc_mutex_lock(tsdn, &mesh_mtx);
+	}
 	/* Not before: then a slice under way has ended in any case. */
 	if (mesh_settle() || !mesh_arena_meshable(arena)) {
 		malloc_mutex_unlock(tsdn, &mesh_mtx);

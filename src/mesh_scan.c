@@ -109,7 +109,7 @@ scan_size(const mesh_scan_t *scan) {
 bool
 mesh_scan_due(arena_t *arena, bin_t *bin, szind_t binind, size_t left) {
 	const bin_info_t *info = &bin_infos[binind];
-	return !config_stats || !edata_list_active_empty(&bin->mesh.limbo)
+	return !config_stats
 	    || atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED) > 0
 	    || (atomic_load_zu(&arena->mesh.withheld[binind], ATOMIC_RELAXED)
 	            > 0
@@ -318,11 +318,7 @@ mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
 	bin_t *bin = arena_get_bin(arena, binind, binshard);
 	memset(scan, 0, sizeof(*scan));
 	scan->speed = 1;
-	/* Counts the mappings, of which those in limbo may need some. */
-	size_t left;
-	(void)mesh_splice_left(&left);
 	mesh_splice_look();
-	mesh_group_limbo_retry(tsdn, arena, bin);
 	malloc_mutex_lock(tsdn, &bin->lock);
 	/* A hint; the lock is dropped for the memory to list them. */
 	size_t max = config_stats ? bin->stats.nonfull_slabs : BLOCK_SLABS_MAX;

@@ -948,6 +948,47 @@ run_libc(void) {
 	}
 }
 
+/******************************************************************************/
+/* Slabs die before and after a fork, and leave the store while the child lives. */
+
+#define NDEAD_ROUNDS 4
+#define DEAD_BYTES ((size_t)16 << 20)
+
+static void
+run_dead(void) {
+	table_t dying = {0}, fresh = {0};
+	for (unsigned i = 0; i < NDEAD_ROUNDS; i++) {
+		churn(&dying, DEAD_BYTES);
+		table_thin(&dying, 0.5, thin_random);
+		ctl_do("thread.tcache.flush");
+		pid_t pid = fork_or_die();
+		if (pid == 0) {
+			uint64_t before = nmeshes();
+			sleep_ms(i % 3 * 50);
+			check(&dying);
+			churn(&fresh, DEAD_BYTES);
+			table_free(&dying);
+			ctl_do("thread.tcache.flush");
+			sleep_ms(150);
+			churn(&fresh, DEAD_BYTES);
+			held_rewrite();
+			child_end(before);
+		}
+		table_thin(&dying, 0.2, thin_random);
+		ctl_do("thread.tcache.flush");
+		sleep_ms(i % 4 * 50);
+		/* What has left the store is used anew. */
+		sleep_ms(100);
+		table_fill(&fresh, DEAD_BYTES, 16, 4096);
+		held_rewrite();
+		check(&dying);
+		table_thin(&fresh, 0.1, thin_random);
+		child_wait(pid, 0);
+		check(&fresh);
+		check(&held);
+	}
+}
+
 int
 main(int argc, char **argv) {
 	static const scenario_t scenarios[] = {
@@ -970,6 +1011,7 @@ main(int argc, char **argv) {
 	    {"ends", run_ends},
 	    {"interrupted", run_interrupted},
 	    {"libc", run_libc},
+	    {"dead", run_dead},
 	};
 	const char *name = argc > 1 ? argv[1] : "";
 	const char *when = argc > 2 ? argv[2] : "";

@@ -259,6 +259,20 @@ purge(void) {
 	report("freed");
 }
 
+/* Everything is freed in a moment, at rest, and then nothing is done any more. */
+static void
+dead(void) {
+	enum { ms = 3000 };
+	fragment();
+	ctl_do("arena.4096.mesh");
+	idle();
+	report("meshed");
+	nbad += table_free(&held);
+	ctl_do("thread.tcache.flush");
+	sleep_ms(ms);
+	report("dead");
+}
+
 static void *
 thread_main(void *arg) {
 	table_t *t = (table_t *)arg;
@@ -398,11 +412,11 @@ main(int argc, char **argv) {
 	static const struct {
 		const char *name;
 		void (*run)(void);
-	} scenarios[] = {{"live", live}, {"crowd", crowd},
-	    {"daemon", live_as_daemon}, {"grandchild", live_as_grandchild},
-	    {"children", children}, {"purge", purge}, {"alone", alone},
-	    {"toggle", toggle}, {"namespaces", namespaces},
-	    {"refused", threads_refused}, {"vfork", vforker},
+	} scenarios[] = {{"live", live}, {"crowd", crowd}, {"daemon", live_as_daemon},
+	    {"grandchild", live_as_grandchild}, {"children", children},
+	    {"purge", purge}, {"dead", dead}, {"alone", alone}, {"toggle", toggle},
+	    {"namespaces", namespaces}, {"refused", threads_refused},
+	    {"vfork", vforker},
 	    {"descriptors", descriptors_used_up}, {"plain", plain}};
 	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);
 	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {

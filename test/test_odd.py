@@ -100,6 +100,13 @@ def test_numbers(program, lib, conf, scenario):
     assert result["lost"] == 0 and result["count"] > 20, result
 
 
+@pytest.mark.parametrize("lib, conf", [
+    *NUMBERS, ("debug", REQUEST), ("release", REQUEST + ",background_thread:true")])
+def test_dead_slabs(program, lib, conf):
+    """Slabs that wait for leaving the store may do so at a fork."""
+    good(program("odd").run("dead", lib=lib, conf=conf))
+
+
 @pytest.mark.parametrize("barrier", ["move", "userfaultfd", "signal"])
 def test_closed_often(program, barrier):
     """A program that closes all there is all the time is told what that costs."""

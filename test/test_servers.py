@@ -84,6 +84,16 @@ def test_purge(program, barrier):
     assert seen["freed"]["mesh"]["saved"] == seen["freed"]["mesh"]["store"] == 0
 
 
+@pytest.mark.parametrize("conf", [
+    "", ",mesh_barrier:signal", ",background_thread:false", ",mesh_period_ms:-1",
+    ",mesh_period_ms:-1,background_thread:true"])
+def test_dead(program, conf):
+    """When all is freed, all leaves the store soon, whoever does that."""
+    seen = run(program, "dead", MESH + ",narenas:1" + conf)
+    assert seen["meshed"]["mesh"]["followers"] > 1000, seen
+    assert seen["dead"]["mesh"]["saved"] == seen["dead"]["mesh"]["store"] == 0, seen
+
+
 def test_alone(program):
     """Who has one thread meshes in it and takes no signal; when there are more, a
     background thread begins."""
