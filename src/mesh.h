@@ -186,7 +186,7 @@ struct mesh_global_stats_s {
 	 */
 	size_t mappings;
 	size_t max_maps;
-	/* Bytes of memory in the store, frozen generations excluded. */
+	/* Bytes of memory in the store, and in frozen generations at most. */
 	size_t store;
 	/* Number of times that fork froze the store. */
 	size_t generation;

@@ -153,7 +153,12 @@ mesh_pass_boot(void) {
 
 const char *
 mesh_pass_refused(void) {
-	return (const char *)atomic_load_p(&refused_why, ATOMIC_RELAXED);
+	const char *why = (const char *)atomic_load_p(
+	    &refused_why, ATOMIC_RELAXED);
+	/* Mappings may have become plenty since. */
+	return why == mesh_refusal_name(E2BIG) && mesh_scan_maps_plenty()
+	    ? NULL
+	    : why;
 }
 
 /* Takes in what a scan has come to; the mesh lock is held. */
@@ -194,6 +199,21 @@ pass_took(arena_t *arena, uint64_t ns) {
 	}
 }
 
+/* Notes if nothing maps the generations that forks have frozen any more. */
+static void
+frozen_look(tsdn_t *tsdn) {
+	for (unsigned i = 0; i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		if (arena != NULL
+		    && (mesh_limbo_nslabs(arena) > 0
+		        || atomic_load_zu(&arena->mesh.frozen, ATOMIC_RELAXED)
+		            > 0)) {
+			return;
+		}
+	}
+	mesh_store_frozen_gone();
+}
+
 static bool
 pass_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena, szind_t binind,
     unsigned binshard) {
@@ -212,6 +232,7 @@ pass_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns) {
 	pass_took(arena, now_ns() - begin);
 	if (done) {
 		pass_scanned(scan);
+		frozen_look(tsdn);
 	}
 	return done;
 }
@@ -225,6 +246,9 @@ limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 	uint64_t begin = now_ns();
 	bool     done = mesh_limbo_step(tsdn, arena, ns);
 	pass_took(arena, now_ns() - begin);
+	if (done) {
+		frozen_look(tsdn);
+	}
 	return done;
 }
 
@@ -619,6 +643,9 @@ mesh_background_work(tsdn_t *tsdn, unsigned ind) {
 		more = slice_run(tsdn, slice_ns());
 		wait_ns = slice_wait_ns();
 		mesh_waiter_look();
+		if (!more) {
+			mesh_splice_rest();
+		}
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	background_thread_info_t *info = &background_thread_info[0];
@@ -977,6 +1004,8 @@ mesh_pass_postfork_child(void) {
 	atomic_store_b(&slice_needed, false, ATOMIC_RELAXED);
 	atomic_store_b(&requested, false, ATOMIC_RELAXED);
 	request_left = 0;
+	/* The parent's. */
+	mesh_store_frozen_gone();
 	forked_ns = 0;
 	mesh_pass_forked();
 	child_until_ns = forked_ns + CHILD_NS;

@@ -121,6 +121,11 @@ mesh_scan_due(arena_t *arena, bin_t *bin, szind_t binind, size_t left) {
 	            >= info->nregs);
 }
 
+bool
+mesh_scan_maps_plenty(void) {
+	return mesh_splice_maps() < mesh_splice_maps_max() / POOR_SHARE;
+}
+
 /*
  * Whether hardly any two of n slabs of nregs regions mesh, if nlive regions are
  * spread evenly over them: each of a slab's regions would have to be free in the
@@ -530,6 +535,7 @@ block_share(tsdn_t *tsdn, mesh_scan_t *scan) {
 		scan->share /= 8;
 	} else if (scan->scarce && !scan->on_request
 	    && scan_overtaken(tsdn, scan)) {
+		scan->overtaken = true;
 		scan->share = 0;
 	}
 	size_t max = mesh_splice_maps_max();
@@ -788,7 +794,9 @@ block_end(mesh_scan_t *scan) {
 	    && !slabs_hopeless(scan->nslabs, scan->nlive, nregs)) {
 		scan->nrefused += (unsigned)(n - scan->nblock_moved);
 		scan->withheld += (n - scan->nblock_moved) * scan_size(scan);
-		scan->why = mesh_refusal_name(E2BIG);
+		if (scan->nmoved == 0 && !scan->flux && !scan->overtaken) {
+			scan->why = mesh_refusal_name(E2BIG);
+		}
 	}
 	scan->purge_next = mesh_purge_pays(scan->site.binind) ? 0
 	                                                      : scan->nslabs;

@@ -103,8 +103,9 @@ struct mesh_scan_s {
 	bool   scarce;
 	/* How many times as frequent slices are, as much could be released. */
 	unsigned speed;
-	/* Much more will be, as the bin is in flux. */
+	/* Much more will be, as the bin is in flux; or was, since the scan began. */
 	bool flux;
+	bool overtaken;
 
 	/* Slabs expected and seen; ranges moved, of the block and in all. */
 	size_t nexpected;
@@ -136,6 +137,12 @@ bool mesh_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns);
  */
 bool mesh_scan_due(
     arena_t *arena, struct bin_s *bin, szind_t binind, size_t left);
+
+/*
+ * Whether so many mappings are left that none is kept for what releases more; no lock
+ * needed.
+ */
+bool mesh_scan_maps_plenty(void);
 
 /*
  * Bytes that a bin could do without if its objects filled all slabs; and whether

@@ -87,6 +87,7 @@ static size_t maps_max;
 /* Where taking slabs out of the store stops, too. */
 static size_t      maps_hard;
 static atomic_zu_t maps_bound;
+static size_t      maps_counted;
 static nstime_t    maps_counted_at;
 static uint64_t    maps_interval_ns;
 /* The last splice: its range, and the window's end. */
@@ -349,6 +350,7 @@ maps_recount(void) {
 		maps_interval_ns = MAPS_COUNT_INTERVAL_NS;
 	}
 	atomic_store_zu(&maps_bound, count, ATOMIC_RELAXED);
+	maps_counted = count;
 	return false;
 }
 
@@ -376,6 +378,14 @@ spans_find(const void *addr, const span_t **end) {
 void
 mesh_splice_look(void) {
 	(void)maps_recount();
+}
+
+void
+mesh_splice_rest(void) {
+	if (mesh_splice_maps() != maps_counted && mesh_fd_valid(&maps_fd)) {
+		mesh_splice_recount();
+		(void)maps_recount();
+	}
 }
 
 bool

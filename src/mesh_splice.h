@@ -57,6 +57,11 @@ bool mesh_splice_left(size_t *left);
  */
 void mesh_splice_recount(void);
 /*
+ * Counts the mappings as the last thing that is done for a while, if they have changed
+ * by our doing since.  The mesh lock is held.
+ */
+void mesh_splice_rest(void);
+/*
  * Takes room for a range that goes out of the store: from the middle of a run that
  * needs two mappings more, and the program shall not be left without.  Returns
  * false if there is none.  No lock needed.

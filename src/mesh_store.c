@@ -65,6 +65,8 @@ struct window_s {
 
 static mesh_fd_t   store_fd = MESH_FD_INITIALIZER;
 static atomic_zu_t store_generation;
+/* Bytes of memory that generations had when they were frozen. */
+static atomic_zu_t store_frozen;
 static window_t   *window_table[WINDOW_ROOT_ENTRIES];
 /* Every window with a mapping. */
 static window_t *store_windows;
@@ -243,6 +245,17 @@ mesh_store_fd(void) {
 	return &store_fd;
 }
 
+static size_t
+store_bytes_now(void) {
+	struct stat st;
+	return mesh_fd_stat(&store_fd, &st) ? (size_t)st.st_blocks * 512 : 0;
+}
+
+void
+mesh_store_frozen_gone(void) {
+	atomic_store_zu(&store_frozen, 0, ATOMIC_RELAXED);
+}
+
 void
 mesh_store_freeze(void) {
 	if (!mesh_store_is_open()) {
@@ -256,6 +269,7 @@ mesh_store_freeze(void) {
 	}
 	store_windows = NULL;
 	store_nwindows = 0;
+	atomic_fetch_add_zu(&store_frozen, store_bytes_now(), ATOMIC_RELAXED);
 	mesh_fd_drop(&store_fd);
 	atomic_fetch_add_zu(&store_generation, 1, ATOMIC_RELAXED);
 }
@@ -267,8 +281,8 @@ mesh_store_is_open(void) {
 
 size_t
 mesh_store_bytes(void) {
-	struct stat st;
-	return mesh_fd_stat(&store_fd, &st) ? (size_t)st.st_blocks * 512 : 0;
+	return store_bytes_now()
+	    + atomic_load_zu(&store_frozen, ATOMIC_RELAXED);
 }
 
 size_t

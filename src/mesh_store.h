@@ -55,8 +55,13 @@ void mesh_store_freeze(void);
 
 /* Whether there is a store now. */
 bool mesh_store_is_open(void);
-/* Bytes of memory in the store now; no lock needed. */
+/*
+ * Bytes of memory in the store now, and at most of generations that were frozen: of a
+ * file the kernel frees nothing before nobody maps any of it.  No lock needed.
+ */
 size_t mesh_store_bytes(void);
+/* Nothing of ours maps a frozen generation any more, or it is the parent's. */
+void mesh_store_frozen_gone(void);
 /* Number of generations that were frozen; no lock needed. */
 size_t mesh_store_generation(void);
 

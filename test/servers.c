@@ -273,6 +273,23 @@ dead(void) {
 	report("dead");
 }
 
+/* The store of before a fork keeps its memory until nothing of it is mapped. */
+static void
+frozen(void) {
+	fragment();
+	ctl_do("arena.4096.mesh");
+	report("meshed");
+	pid_t pid = child_begin();
+	if (pid == 0) {
+		_exit(0);
+	}
+	child_end(pid);
+	report("forked");
+	nbad += table_free(&held);
+	ctl_do("thread.tcache.flush");
+	report("dead");
+}
+
 static void *
 thread_main(void *arg) {
 	table_t *t = (table_t *)arg;
@@ -414,7 +431,7 @@ main(int argc, char **argv) {
 		void (*run)(void);
 	} scenarios[] = {{"live", live}, {"crowd", crowd}, {"daemon", live_as_daemon},
 	    {"grandchild", live_as_grandchild}, {"children", children},
-	    {"purge", purge}, {"dead", dead}, {"alone", alone}, {"toggle", toggle},
+	    {"purge", purge}, {"dead", dead}, {"frozen", frozen}, {"alone", alone}, {"toggle", toggle},
 	    {"namespaces", namespaces}, {"refused", threads_refused},
 	    {"vfork", vforker},
 	    {"descriptors", descriptors_used_up}, {"plain", plain}};

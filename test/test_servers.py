@@ -94,6 +94,15 @@ def test_dead(program, conf):
     assert seen["dead"]["mesh"]["saved"] == seen["dead"]["mesh"]["store"] == 0, seen
 
 
+def test_frozen(program):
+    """What a fork has frozen counts as the store's for as long as it has memory."""
+    seen = run(program, "frozen",
+               MESH + ",narenas:1,mesh_period_ms:-1,mesh_barrier:signal")
+    assert seen["meshed"]["mesh"]["store"] > 1 << 20, seen
+    assert seen["forked"]["mesh"]["store"] == seen["meshed"]["mesh"]["store"], seen
+    assert seen["dead"]["mesh"]["store"] == 0, seen
+
+
 def test_alone(program):
     """Who has one thread meshes in it and takes no signal; when there are more, a
     background thread begins."""
