@@ -794,7 +794,8 @@ block_end(mesh_scan_t *scan) {
 	    && !slabs_hopeless(scan->nslabs, scan->nlive, nregs)) {
 		scan->nrefused += (unsigned)(n - scan->nblock_moved);
 		scan->withheld += (n - scan->nblock_moved) * scan_size(scan);
-		if (scan->nmoved == 0 && !scan->flux && !scan->overtaken) {
+		/* The next scan will have better use for them. */
+		if (!scan->flux && !scan->overtaken) {
 			scan->why = mesh_refusal_name(E2BIG);
 		}
 	}
