@@ -157,8 +157,9 @@ run_take(edata_heap_t *slabs, edata_list_active_t *run) {
 /* Frees the memory of leaders that no child can be reading. */
 static void
 run_punch(const edata_list_active_t *run) {
-	edata_t *slab;
-	byte_t  *begin = NULL, *end = NULL;
+	edata_t *slab = edata_list_active_first(run);
+	byte_t  *begin = (byte_t *)edata_addr_get(slab);
+	size_t   size = 0;
 	ql_foreach (slab, &run->head, ql_link_active) {
 		/* Of the others later: see range_dalloc(). */
 		if (edata_mesh_role_get(slab) != edata_mesh_leader
@@ -166,16 +167,15 @@ run_punch(const edata_list_active_t *run) {
 			continue;
 		}
 		byte_t *addr = (byte_t *)edata_addr_get(slab);
-		if (addr != end) {
-			if (end != NULL) {
-				mesh_store_punch(begin, (size_t)(end - begin));
-			}
-			begin = addr;
+		if (size > 0 && addr != begin + size) {
+			mesh_store_punch(begin, size);
+			size = 0;
 		}
-		end = addr + edata_size_get(slab);
+		begin = size > 0 ? begin : addr;
+		size += edata_size_get(slab);
 	}
-	if (end != NULL) {
-		mesh_store_punch(begin, (size_t)(end - begin));
+	if (size > 0) {
+		mesh_store_punch(begin, size);
 	}
 }
 

@@ -286,7 +286,11 @@ limbo_tick(tsdn_t *tsdn, arena_t *arena) {
 	uint64_t wait_ns;
 	if ((mesh_limbo_full(arena) || mesh_limbo_due(arena, &wait_ns))
 	    && mesh_worker_here()) {
-		(void)limbo_step(tsdn, arena, SLICE_NS_TICK);
+		/* Once nothing meshed lives it may be the last time. */
+		while (!limbo_step(tsdn, arena, SLICE_NS_TICK)
+		    && atomic_load_zu(&arena->mesh.groups, ATOMIC_RELAXED)
+		        == 0) {
+		}
 	}
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }
