@@ -47,7 +47,7 @@
 #define WAIT_NS_MAX UINT64_C(1000000000)
 #define LOOK_NS UINT64_C(50000000)
 /* How long to leave them alone once the kernel has refused. */
-#define REFUSED_PAUSE_NS UINT64_C(200000000)
+#define REFUSED_PAUSE_NS UINT64_C(1000000000)
 /* Slabs that are collected in one hold of a bin lock. */
 #define COLLECT_SLABS 128
 
@@ -181,11 +181,13 @@ run_punch(const edata_list_active_t *run) {
 
 static mesh_unsplice_t
 run_unsplice(tsdn_t *tsdn, void *addr, size_t size) {
-	size_t left;
-	if (!mesh_unsplice_room()
-	    /* Counts the mappings. */
-	    && (mesh_splice_left(&left) || !mesh_unsplice_room())) {
-		return mesh_unsplice_refused;
+	if (!mesh_unsplice_room()) {
+		/* Each has taken room for two mappings, and may have freed some. */
+		size_t left;
+		mesh_splice_recount();
+		if (mesh_splice_left(&left) || !mesh_unsplice_room()) {
+			return mesh_unsplice_refused;
+		}
 	}
 	return mesh_view_unsplice(tsdn, addr, size);
 }
