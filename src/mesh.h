@@ -208,7 +208,6 @@ extern mesh_barrier_t opt_mesh_barrier;
 extern size_t         opt_mesh_max_maps;
 extern bool           opt_mesh_random;
 
-
 /* The names of mesh_barrier_t, in its order, as opt.mesh_barrier gives them. */
 extern const char *const mesh_barrier_names[];
 
@@ -282,8 +281,8 @@ void  mesh_place_batch(
 /* mesh_pack.c */
 
 /*
- * Switches the calling thread's caches off and on as its arena needs it; at each
- * of its garbage collections.  No lock may be held.
+ * At each garbage collection of the calling thread's caches: switches them off and on
+ * as its arena needs it, and ticks.  No lock may be held.
  */
 void mesh_pack_event(tsd_t *tsd, tcache_t *tcache);
 /* Switches all on, before the thread's caches are laid out anew or emptied. */
@@ -309,6 +308,11 @@ uint64_t mesh_background_work(tsdn_t *tsdn, unsigned ind);
  * wakes background thread 0, or without it runs a small slice itself.
  */
 void mesh_tick(tsdn_t *tsdn, arena_t *arena);
+/*
+ * The same at each garbage collection of a thread's cache, for programs whose caches
+ * answer nearly all.
+ */
+void mesh_gc_tick(tsdn_t *tsdn, arena_t *arena);
 /*
  * Releases a leader or follower that has no live region any more: its range will be
  * taken out of the store and given back to the page allocator.  No lock may be held.

@@ -53,6 +53,7 @@ void
 mesh_prefork0(tsdn_t *tsdn) {
 	if (opt_mesh) {
 		malloc_mutex_prefork(tsdn, &mesh_mtx);
+		mesh_pass_prefork(tsdn);
 	}
 }
 
@@ -230,7 +231,7 @@ mesh_postfork_child(tsdn_t *tsdn) {
 	}
 	mesh_unsettle();
 	mesh_worker_postfork_child();
-	mesh_pass_postfork_child();
+	mesh_pass_postfork_child(tsdn);
 	mesh_waiter_postfork_child();
 	mesh_pagemap_postfork_child();
 	mesh_splice_postfork_child();

@@ -30,7 +30,9 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/mesh_pack.h"
+#include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_scan.h"
+#include "jemalloc/internal/mesh_walk.h"
 
 /* What must be free in a bin's slabs: bytes, and one of so many. */
 #define PACK_WASTE_MIN (ZU(1) << 16)
@@ -40,6 +42,13 @@
 /* Binary logarithm of how much longer than a trial a pause is. */
 #define LG_PAUSE_MIN 3
 #define LG_PAUSE_MAX 10
+
+/*
+ * First slabs of a bin that are looked at where a parent or child may have them, too;
+ * and no more than one in so many may be of those.
+ */
+#define OWN_SLABS 64
+#define OWN_SHARE 8
 
 /* How many objects ahead the processor is told what comes. */
 #define PREFETCH 2
@@ -104,8 +113,44 @@ bin_look(arena_t *arena, const bin_t *bin, szind_t binind) {
 	atomic_store_u64(&arena->mesh.packed, packed ^ bit, ATOMIC_RELAXED);
 }
 
+/*
+ * Whether the first slabs of a bin, which would be written to, are hardly shared with a
+ * parent or child: to fill those would cost memory.
+ */
+static bool
+bin_is_own(tsdn_t *tsdn, unsigned arena_ind, szind_t binind) {
+	edata_t  *slabs[OWN_SLABS];
+	uintptr_t at = 0;
+	size_t    nown = 0;
+	size_t    n = mesh_walk(tsdn, arena_ind, binind, &at, slabs, OWN_SLABS);
+	mesh_pagemap_glance_begin();
+	for (size_t i = 0; i < n; i++) {
+		nown += mesh_pagemap_glance(edata_addr_get(slabs[i]),
+		    bin_infos[binind].slab_size,
+		    edata_mesh_frozen_get(slabs[i]));
+	}
+	return n - nown <= n / OWN_SHARE;
+}
+
+/* Lets threads have their caches of a bin again, for long. */
+static void
+bin_give_up(arena_t *arena, const bin_t *bin, szind_t binind) {
+	mesh_pack_t *pack = &arena->mesh.packs[binind];
+	pack->until = bin->stats.ndalloc + (bin->stats.curregs << LG_PAUSE_MIN);
+	atomic_fetch_and_u64(
+	    &arena->mesh.packed, ~(UINT64_C(1) << binind), ATOMIC_RELAXED);
+}
+
+static bool
+bin_is_packing(const arena_t *arena, szind_t binind) {
+	return ((atomic_load_u64(&arena->mesh.packed, ATOMIC_RELAXED) >> binind)
+	           & 1)
+	    != 0;
+}
+
 void
 mesh_pack_look(tsdn_t *tsdn) {
+	bool alone = mesh_pagemap_alone();
 	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
 		arena_t *arena = arena_get(tsdn, i, false);
 		if (arena == NULL) {
@@ -125,6 +170,12 @@ mesh_pack_look(tsdn_t *tsdn) {
 			malloc_mutex_lock(tsdn, &bin->lock);
 			bin_look(arena, bin, j);
 			malloc_mutex_unlock(tsdn, &bin->lock);
+			if (!alone && bin_is_packing(arena, j)
+			    && !bin_is_own(tsdn, i, j)) {
+				malloc_mutex_lock(tsdn, &bin->lock);
+				bin_give_up(arena, bin, j);
+				malloc_mutex_unlock(tsdn, &bin->lock);
+			}
 		}
 	}
 }
@@ -273,6 +324,7 @@ mesh_pack_event(tsd_t *tsd, tcache_t *tcache) {
 	if (!opt_mesh || slow->arena == NULL) {
 		return;
 	}
+	mesh_gc_tick(tsd_tsdn(tsd), slow->arena);
 	uint64_t packed = atomic_load_u64(
 	    &slow->arena->mesh.packed, ATOMIC_RELAXED);
 	if (packed != slow->mesh_packed) {

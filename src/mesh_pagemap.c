@@ -2,8 +2,9 @@
  * What /proc/self/pagemap tells about pages: whether another process has them, too.
  *
  * After a fork parent and child share their memory until one of them writes to it.
- * To mesh a shared page would give each of them one of its own, and so cost memory
- * instead of saving it.
+ * To mesh a slab that is shared would give each of them one of its own, and so cost
+ * memory instead of saving it.  It does not if most of its pages are not shared any
+ * more: of two slabs more is released than the one takes that both become.
  *
  * Called by mesh_batch and mesh_scan, under the mesh lock, while the barrier is
  * down.  Takes no lock.
@@ -31,6 +32,9 @@
 #define ENTRY_SWAPPED (UINT64_C(1) << 62)
 #define ENTRY_PRESENT (UINT64_C(1) << 63)
 
+/* Entries that are read at once for a glance: less than a microsecond. */
+#define GLANCE_PAGES 64
+
 /* These are guarded by the mesh lock. */
 static mesh_fd_t pagemap_fd = MESH_FD_INITIALIZER;
 static uint64_t  pagemap_entries[MESH_STORE_SLAB_MAX >> LG_PAGE];
@@ -38,7 +42,11 @@ static uint64_t  pagemap_entries[MESH_STORE_SLAB_MAX >> LG_PAGE];
  * A page that was written before the first fork and never since: it is mapped once
  * only when no other process of the family is left.  NULL if there was no fork.
  */
-static byte_t *pagemap_family;
+static byte_t    *pagemap_family;
+static atomic_b_t pagemap_shared;
+/* What pagemap_entries has for a glance. */
+static uintptr_t glance_begin;
+static size_t    glance_npages;
 
 void
 mesh_pagemap_open(void) {
@@ -67,26 +75,52 @@ entries_read(const void *addr, size_t size) {
 	    : 0;
 }
 
-bool
-mesh_pagemap_own(const void *addr, size_t size) {
-	size_t n = entries_read(addr, size);
+static bool
+entries_own(const uint64_t *entries, size_t n) {
+	size_t nown = 0, nshared = 0;
 	for (size_t i = 0; i < n; i++) {
-		uint64_t entry = pagemap_entries[i];
-		if ((entry & ENTRY_SWAPPED) != 0
-		    || ((entry & ENTRY_PRESENT) != 0
-		        && (entry & ENTRY_EXCLUSIVE) == 0)) {
+		if ((entries[i] & ENTRY_SWAPPED) != 0) {
 			return false;
 		}
+		if ((entries[i] & ENTRY_PRESENT) != 0) {
+			bool own = (entries[i] & ENTRY_EXCLUSIVE) != 0;
+			nown += own;
+			nshared += !own;
+		}
 	}
-	return true;
+	return nshared == 0 || nown > n / 2;
+}
+
+static bool
+entries_own_view(const uint64_t *entries, size_t n) {
+	uint64_t want = ENTRY_PRESENT | ENTRY_EXCLUSIVE;
+	size_t   nown = 0;
+	while (nown < n && (entries[nown] & (want | ENTRY_FILE)) == want) {
+		nown++;
+	}
+	return nown == n;
+}
+
+bool
+mesh_pagemap_own(const void *addr, size_t size) {
+	return entries_own(pagemap_entries, entries_read(addr, size));
+}
+
+bool
+mesh_pagemap_shared(void) {
+	return atomic_load_b(&pagemap_shared, ATOMIC_RELAXED);
 }
 
 bool
 mesh_pagemap_alone(void) {
-	return pagemap_family == NULL
+	bool alone = pagemap_family == NULL
 	    || (entries_read(pagemap_family, PAGE) == 1
 	        && (pagemap_entries[0] & ENTRY_PRESENT) != 0
 	        && (pagemap_entries[0] & ENTRY_EXCLUSIVE) != 0);
+	if (alone && mesh_pagemap_shared()) {
+		atomic_store_b(&pagemap_shared, false, ATOMIC_RELAXED);
+	}
+	return alone;
 }
 
 bool
@@ -94,18 +128,36 @@ mesh_pagemap_own_view(const void *addr, size_t size) {
 	if (mesh_pagemap_alone()) {
 		return true;
 	}
-	uint64_t want = ENTRY_PRESENT | ENTRY_EXCLUSIVE;
-	size_t   n = entries_read(addr, size);
-	size_t   nown = 0;
-	while (
-	    nown < n && (pagemap_entries[nown] & (want | ENTRY_FILE)) == want) {
-		nown++;
+	size_t n = entries_read(addr, size);
+	return n > 0 && entries_own_view(pagemap_entries, n);
+}
+
+void
+mesh_pagemap_glance_begin(void) {
+	glance_npages = 0;
+}
+
+bool
+mesh_pagemap_glance(const void *addr, size_t size, bool view) {
+	uintptr_t begin = (uintptr_t)addr;
+	size_t    n = size >> LG_PAGE;
+	if (glance_npages == 0 || begin < glance_begin
+	    || begin + size > glance_begin + (glance_npages << LG_PAGE)) {
+		glance_begin = begin;
+		glance_npages = entries_read(
+		    addr, (n > GLANCE_PAGES ? n : GLANCE_PAGES) << LG_PAGE);
 	}
-	return n > 0 && nown == n;
+	if (glance_npages == 0) {
+		return !view;
+	}
+	const uint64_t *entries =
+	    &pagemap_entries[(begin - glance_begin) >> LG_PAGE];
+	return view ? entries_own_view(entries, n) : entries_own(entries, n);
 }
 
 void
 mesh_pagemap_prefork(void) {
+	atomic_store_b(&pagemap_shared, true, ATOMIC_RELAXED);
 	if (pagemap_family == NULL) {
 		bool commit = true;
 		pagemap_family = (byte_t *)pages_map(NULL, PAGE, PAGE, &commit);

@@ -120,10 +120,12 @@ malloc_mutex_t mesh_mtx;
 
 /* The scan that slices carry on, and where they are; under the mesh lock. */
 static mesh_scan_t slice_scan;
-static unsigned    slice_arena;
-static unsigned    slice_bin;
-static unsigned    slice_shard;
-static uint64_t    slice_last_ns;
+/* Where the next one goes on, as a fork has put an end to it; 0 if none has. */
+static uintptr_t slice_resume_at;
+static unsigned  slice_arena;
+static unsigned  slice_bin;
+static unsigned  slice_shard;
+static uint64_t  slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
 /* Whether the last slice has found a reason to mesh at all. */
@@ -131,12 +133,18 @@ static atomic_b_t slice_needed;
 /* When ticks will look for one again, and what that takes. */
 static atomic_u64_t look_due_ns;
 static atomic_u64_t look_cost_ns;
+/* Of a look at what is shared with nobody: how many times as long no other follows. */
+static unsigned own_pause = 1;
 /* A pass was asked for; and bins that it has yet to come to. */
 static atomic_b_t requested;
 static unsigned   request_left;
-/* Ticks that a child has yet to wait, and until when at most. */
+/*
+ * Ticks that a child has yet to wait, and until when at most; what had been freed in
+ * its heap before, SIZE_MAX if it has not been asked yet.
+ */
 static atomic_u32_t child_ticks;
 static uint64_t     child_until_ns;
+static atomic_zu_t  child_freed;
 /* When the process forked last, and first of the forks that are not apart. */
 static uint64_t forked_ns;
 static uint64_t forked_first_ns;
@@ -408,6 +416,7 @@ bin_backoff(tsdn_t *tsdn, bin_t *bin, size_t nslabs, size_t nmoved) {
 /* Moves on to the next bin of all auto arenas, around and around. */
 static void
 slice_next(void) {
+	slice_resume_at = 0;
 	request_left -= (request_left > 0);
 	if (++slice_shard < bin_infos[slice_bin].n_shards) {
 		return;
@@ -554,6 +563,8 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 				    && !pass_scan_begin(tsdn, &slice_scan,
 				        arena, slice_bin, slice_shard)) {
 					slice_scan.flux = flux;
+					mesh_scan_resume(
+					    &slice_scan, slice_resume_at);
 					worked = true;
 				}
 			}
@@ -743,6 +754,33 @@ look_pause_ns(uint64_t took_ns) {
 	return cost * LOOK_SHARE;
 }
 
+/*
+ * Whether enough is free where no parent or child has the memory, too.  Adds how long
+ * not to look again: more after each round over the heap that finds too little.
+ */
+static bool
+tick_needed_own(tsdn_t *tsdn, uint64_t *pause_ns) {
+	if (!mesh_pagemap_shared() || !mesh_worker_here()) {
+		return true;
+	}
+	if (malloc_mutex_trylock(tsdn, &mesh_mtx)) {
+		return false;
+	}
+	int      saved_errno = get_errno();
+	uint64_t begin = now_ns();
+	bool     over;
+	bool     needed = mesh_scan_holes_own(tsdn, START_HOLES, &over);
+	if (needed) {
+		own_pause = 1;
+	} else if (over && own_pause < LOOK_SHARE) {
+		own_pause *= 2;
+	}
+	*pause_ns += (now_ns() - begin) * own_pause;
+	set_errno(saved_errno);
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
+	return needed;
+}
+
 /* Whether there is a reason to mesh. */
 static bool
 tick_needed(tsdn_t *tsdn) {
@@ -756,9 +794,40 @@ tick_needed(tsdn_t *tsdn) {
 	}
 	bool     needed = mesh_scan_holes(tsdn, START_HOLES) >= START_HOLES;
 	uint64_t end = now_ns();
+	uint64_t pause = look_pause_ns(end - begin);
+	needed = needed && tick_needed_own(tsdn, &pause);
+	atomic_store_u64(&look_due_ns, end + pause, ATOMIC_RELAXED);
+	return needed;
+}
+
+/*
+ * Whether a child has to be left alone still, of whose life the size of what it
+ * allocates and frees tells: what it only uses for a moment comes from its caches.
+ */
+static bool
+gc_too_early(tsdn_t *tsdn) {
+	if (atomic_load_u32(&child_ticks, ATOMIC_RELAXED) == 0
+	    || opt_mesh_period_ms == 0) {
+		return false;
+	}
+	uint64_t begin = now_ns();
+	if (begin < atomic_load_u64(&look_due_ns, ATOMIC_RELAXED)) {
+		return true;
+	}
+	size_t   before = atomic_load_zu(&child_freed, ATOMIC_RELAXED);
+	size_t   freed = mesh_scan_freed(tsdn);
+	uint64_t end = now_ns();
 	atomic_store_u64(
 	    &look_due_ns, end + look_pause_ns(end - begin), ATOMIC_RELAXED);
-	return needed;
+	if (before == SIZE_MAX) {
+		atomic_store_zu(&child_freed, freed, ATOMIC_RELAXED);
+		return true;
+	}
+	if (freed - before < START_HOLES) {
+		return true;
+	}
+	atomic_store_u32(&child_ticks, 0, ATOMIC_RELAXED);
+	return false;
 }
 
 /* What a slice in a tick may take now; 0 if it is too early for one. */
@@ -820,6 +889,13 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 	malloc_mutex_unlock(tsdn, &mesh_mtx);
 	if (start) {
 		mesh_worker_start(tsdn_tsd(tsdn));
+	}
+}
+
+void
+mesh_gc_tick(tsdn_t *tsdn, arena_t *arena) {
+	if (!gc_too_early(tsdn)) {
+		mesh_tick(tsdn, arena);
 	}
 }
 
@@ -999,11 +1075,16 @@ mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena) {
 }
 
 void
-mesh_pass_postfork_child(void) {
+mesh_pass_prefork(tsdn_t *tsdn) {
 	if (slice_scan.site.bin != NULL) {
-		pages_unmap(slice_scan.scratch, slice_scan.scratch_size);
+		slice_resume_at = mesh_scan_drop(tsdn, &slice_scan);
 	}
-	memset(&slice_scan, 0, sizeof(slice_scan));
+}
+
+void
+mesh_pass_postfork_child(tsdn_t *tsdn) {
+	/* Its first slabs are its parent's, too. */
+	mesh_pack_stop(tsdn);
 	atomic_store_b(&slice_asleep, false, ATOMIC_RELAXED);
 	atomic_store_b(&slice_needed, false, ATOMIC_RELAXED);
 	atomic_store_b(&requested, false, ATOMIC_RELAXED);
@@ -1014,4 +1095,6 @@ mesh_pass_postfork_child(void) {
 	mesh_pass_forked();
 	child_until_ns = forked_ns + CHILD_NS;
 	atomic_store_u32(&child_ticks, CHILD_TICKS, ATOMIC_RELAXED);
+	atomic_store_zu(&child_freed, SIZE_MAX, ATOMIC_RELAXED);
+	own_pause = 1;
 }

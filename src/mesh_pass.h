@@ -20,9 +20,14 @@ bool mesh_pass_boot(void);
  */
 const char *mesh_pass_refused(void);
 
+/*
+ * Before a fork gives up the memory of a scan under way, which would be there twice
+ * for as long as parent and child wait to go on.  The mesh lock is held, no bin lock.
+ */
+void mesh_pass_prefork(tsdn_t *tsdn);
 /* Notes that the process has forked; the mesh lock is held. */
 void mesh_pass_forked(void);
 /* Forgets what the parent was about to do; the mesh lock is held. */
-void mesh_pass_postfork_child(void);
+void mesh_pass_postfork_child(tsdn_t *tsdn);
 
 #endif /* JEMALLOC_INTERNAL_MESH_PASS_H */

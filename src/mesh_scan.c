@@ -66,6 +66,8 @@ static const uint8_t attempt_min[] = {
 #define PARTNERS_MIN 0.01
 /* Slabs that are looked at in one hold of the bin lock, some ten microseconds. */
 #define LOOK_SLABS 128
+/* Slabs in one look for what a process has for itself: some hundred microseconds. */
+#define OWN_SLABS 256
 /* Bitmap tests between two looks at the clock. */
 #define MATCH_WORK 20000
 /*
@@ -229,6 +231,69 @@ mesh_scan_holes(tsdn_t *tsdn, size_t enough) {
 	return holes;
 }
 
+/* A hint, like all that is known of slabs without the bin lock. */
+static size_t
+slab_holes_own(const edata_t *slab) {
+	edata_t seen;
+	seen.e_bits = *(const volatile uint64_t *)&slab->e_bits;
+	szind_t binind = edata_szind_get_maybe_invalid(&seen);
+	if (!edata_mesh_nonfull_get(&seen) || binind >= SC_NBINS
+	    || bin_infos[binind].nregs == 1) {
+		return 0;
+	}
+	const bin_info_t *info = &bin_infos[binind];
+	return mesh_pagemap_glance(edata_addr_get(slab), info->slab_size,
+	           edata_mesh_frozen_get(&seen))
+	    ? edata_nfree_get(&seen) * info->reg_size
+	    : 0;
+}
+
+bool
+mesh_scan_holes_own(tsdn_t *tsdn, size_t enough, bool *over) {
+	/* Stacks may be small; the mesh lock guards these. */
+	static edata_t  *slabs[OWN_SLABS];
+	static uintptr_t at;
+	static size_t    holes;
+	*over = false;
+	mesh_pagemap_open();
+	if (mesh_pagemap_alone()) {
+		return true;
+	}
+	size_t n = mesh_walk(tsdn, 0, SC_NBINS, &at, slabs, OWN_SLABS);
+	mesh_pagemap_glance_begin();
+	for (size_t i = 0; i < n; i++) {
+		holes += slab_holes_own(slabs[i]);
+	}
+	bool found = holes >= enough;
+	*over = (at == UINTPTR_MAX);
+	if (found || *over) {
+		at = 0;
+		holes = 0;
+	}
+	return found;
+}
+
+size_t
+mesh_scan_freed(tsdn_t *tsdn) {
+	size_t freed = 0;
+	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
+		arena_t *arena = arena_get(tsdn, i, false);
+		if (!mesh_arena_meshable(arena)) {
+			continue;
+		}
+		for (szind_t j = 0; j < SC_NBINS; j++) {
+			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
+				bin_t *bin = arena_get_bin(arena, j, k);
+				malloc_mutex_lock(tsdn, &bin->lock);
+				freed += bin->stats.ndalloc
+				    * bin_infos[j].reg_size;
+				malloc_mutex_unlock(tsdn, &bin->lock);
+			}
+		}
+	}
+	return freed;
+}
+
 /*
  * Reads what all bins demand, but of the scan's own one only for what is yet to
  * come; notes whether it is much.
@@ -367,13 +432,34 @@ scan_moved_much(const mesh_scan_t *scan, size_t nmoved) {
 	return nmoved * 32 > scan->nseen;
 }
 
+/* Gives up its memory; if it leaves something to do, so that the bin is due again. */
 static void
-scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
-	arena_t *arena = scan->site.arena;
-	bin_t   *bin = scan->site.bin;
+scan_leave(tsdn_t *tsdn, mesh_scan_t *scan, size_t nleft) {
+	bin_t *bin = scan->site.bin;
 	mesh_store_windows_trim();
 	mesh_batch_end(tsdn, &scan->site);
 	pages_unmap(scan->scratch, scan->scratch_size);
+	malloc_mutex_lock(tsdn, &bin->lock);
+	bin->mesh.ndalloc_seen -= (uint32_t)nleft;
+	malloc_mutex_unlock(tsdn, &bin->lock);
+	scan->site.bin = NULL;
+}
+
+uintptr_t
+mesh_scan_drop(tsdn_t *tsdn, mesh_scan_t *scan) {
+	scan_leave(tsdn, scan, scan->nexpected);
+	return scan->block_at;
+}
+
+void
+mesh_scan_resume(mesh_scan_t *scan, uintptr_t at) {
+	scan->at = at;
+	scan->resumed = (at > 0);
+}
+
+static void
+scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
+	arena_t *arena = scan->site.arena;
 	atomic_fetch_add_u64(&arena->mesh.npasses, 1, ATOMIC_RELAXED);
 	atomic_store_zu(&arena->mesh.withheld[scan->site.binind],
 	    scan->withheld, ATOMIC_RELAXED);
@@ -381,14 +467,11 @@ scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
 	if (short_of_maps && mesh_splice_left(&scarce_left)) {
 		scarce_left = 0;
 	}
-	if ((scan->why != NULL && !short_of_maps) || scan->flux
-	    || scan->purge_later || scan_moved_much(scan, scan->nmoved)) {
-		/* It will bring more to scan again, though nothing is freed. */
-		malloc_mutex_lock(tsdn, &bin->lock);
-		bin->mesh.ndalloc_seen -= (uint32_t)scan->nseen;
-		malloc_mutex_unlock(tsdn, &bin->lock);
-	}
-	scan->site.bin = NULL;
+	/* Whether it will bring more to scan again, though nothing is freed. */
+	bool again = (scan->why != NULL && !short_of_maps) || scan->flux
+	    || scan->purge_later || scan->resumed
+	    || scan_moved_much(scan, scan->nmoved);
+	scan_leave(tsdn, scan, again ? scan->nseen : 0);
 }
 
 /******************************************************************************/
@@ -397,6 +480,9 @@ scan_end(tsdn_t *tsdn, mesh_scan_t *scan) {
 /* Lists some slabs more.  Returns true when the block is complete. */
 static bool
 scan_walk(tsdn_t *tsdn, mesh_scan_t *scan) {
+	if (scan->nslabs == 0) {
+		scan->block_at = scan->at;
+	}
 	scan->nslabs += mesh_walk(tsdn, arena_ind_get(scan->site.arena),
 	    scan->site.binind, &scan->at, &scan->slabs[scan->nslabs],
 	    scan->block_max - scan->nslabs);
@@ -427,16 +513,17 @@ bit_set(uint64_t *bits, size_t i) {
 }
 
 /*
- * Forgets which of the slabs up to stop are shared with another process.  A hint: they
- * may be anything by now.
+ * Forgets those of the slabs up to stop that are shared with another process.  A hint:
+ * they may be anything by now.
  */
 static void
 scan_look_shared(mesh_scan_t *scan, size_t stop) {
+	mesh_pagemap_glance_begin();
 	for (size_t i = scan->nlooked; i < stop; i++) {
 		edata_t *slab = scan->slabs[i];
 		if (edata_mesh_role_get(slab) == edata_mesh_private
-		    && !mesh_pagemap_own(
-		        edata_addr_get(slab), scan_size(scan))) {
+		    && !mesh_pagemap_glance(edata_addr_get(slab),
+		        scan_size(scan), /* view */ false)) {
 			scan->slabs[i] = NULL;
 		}
 	}

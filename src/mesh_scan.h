@@ -41,8 +41,9 @@ struct mesh_scan_s {
 	/* Groups that may have frozen members, and how many are left. */
 	mesh_group_t **thaw;
 	size_t         nthaw;
-	/* Where the walk has come to, and most slabs of a block. */
+	/* Where the walk has come to, where the block began, most slabs of one. */
 	uintptr_t at;
+	uintptr_t block_at;
 	size_t    block_max;
 
 	/*
@@ -92,6 +93,8 @@ struct mesh_scan_s {
 	size_t purge_next;
 	bool   on_request;
 	bool   purge_later;
+	/* It goes on with one that was dropped. */
+	bool resumed;
 
 	/*
 	 * Bytes that could be released in all bins; mappings that the block may
@@ -129,6 +132,12 @@ bool mesh_scan_begin(tsdn_t *tsdn, mesh_scan_t *scan, arena_t *arena,
     szind_t binind, unsigned binshard);
 /* Goes on for about ns.  Returns true when the scan has ended. */
 bool mesh_scan_step(tsdn_t *tsdn, mesh_scan_t *scan, uint64_t ns);
+/*
+ * Gives up all that a scan has.  Returns the place from which one that begins anew has
+ * to go on.
+ */
+uintptr_t mesh_scan_drop(tsdn_t *tsdn, mesh_scan_t *scan);
+void      mesh_scan_resume(mesh_scan_t *scan, uintptr_t at);
 
 /*
  * Whether a scan of the bin may bring something: regions were freed since the
@@ -170,5 +179,13 @@ void mesh_scan_demand_all(
  * from enough on; nothing without statistics.  Waits for no lock.
  */
 size_t mesh_scan_holes(tsdn_t *tsdn, size_t enough);
+/*
+ * Whether so many bytes are free inside of slabs that are shared with no parent or
+ * child, or none of these is left; a look at the next few slabs, *over if those were
+ * the last ones of all.  The mesh lock is held.
+ */
+bool mesh_scan_holes_own(tsdn_t *tsdn, size_t enough, bool *over);
+/* Bytes that were ever freed from all these; the same. */
+size_t mesh_scan_freed(tsdn_t *tsdn);
 
 #endif /* JEMALLOC_INTERNAL_MESH_SCAN_H */

@@ -76,6 +76,15 @@ extent_next(const rtree_contents_t *contents, uintptr_t addr) {
 	return base == addr && size > 0 ? addr + size : addr + PAGE;
 }
 
+static bool
+slab_wanted(
+    unsigned arena_ind, szind_t binind, const rtree_contents_t *contents) {
+	unsigned ind = edata_arena_ind_get(contents->edata);
+	return binind == SC_NBINS
+	    ? contents->metadata.szind < SC_NBINS && ind < manual_arena_base
+	    : contents->metadata.szind == binind && ind == arena_ind;
+}
+
 size_t
 mesh_walk(tsdn_t *tsdn, unsigned arena_ind, szind_t binind, uintptr_t *at,
     edata_t **slabs, size_t max) {
@@ -100,10 +109,9 @@ mesh_walk(tsdn_t *tsdn, unsigned arena_ind, szind_t binind, uintptr_t *at,
 		    tsdn, &arena_emap_global.rtree, elm, /* dependent */ false);
 		edata_t *edata = contents.edata;
 		if (edata != NULL && contents.metadata.slab
-		    && contents.metadata.szind == binind
 		    && edata_mesh_nonfull_get(edata)
 		    && edata_addr_read(edata) == addr
-		    && edata_arena_ind_get(edata) == arena_ind) {
+		    && slab_wanted(arena_ind, binind, &contents)) {
 			slabs[n++] = edata;
 		}
 		addr = extent_next(&contents, addr);
