@@ -806,8 +806,7 @@ tick_needed(tsdn_t *tsdn) {
  */
 static bool
 gc_too_early(tsdn_t *tsdn) {
-	if (atomic_load_u32(&child_ticks, ATOMIC_RELAXED) == 0
-	    || opt_mesh_period_ms == 0) {
+	if (atomic_load_u32(&child_ticks, ATOMIC_RELAXED) == 0) {
 		return false;
 	}
 	uint64_t begin = now_ns();
@@ -894,7 +893,8 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 
 void
 mesh_gc_tick(tsdn_t *tsdn, arena_t *arena) {
-	if (!gc_too_early(tsdn)) {
+	/* Where slices follow each other there are plenty of the others. */
+	if (opt_mesh_period_ms > 0 && !gc_too_early(tsdn)) {
 		mesh_tick(tsdn, arena);
 	}
 }
