@@ -4,7 +4,8 @@
  * enter a namespace.  Nobody asks for a pass by arena.<i>.mesh.  Prints as JSON what
  * was seen at certain moments.
  *
- * usage: servers SCENARIO
+ * usage: servers SCENARIO [FILE]
+ *   FILE  has the memory of all processes, as a control group counts it
  */
 #define _GNU_SOURCE
 #include "measure.h"
@@ -29,10 +30,12 @@
 #define SIZE 256
 #define NCHILDREN 20
 #define NTHREADS 2
+#define NWORKERS 6
 
 static table_t       held;
 static atomic_size_t nbad;
 static atomic_bool   stop;
+static const char   *group;
 
 static void
 sleep_ms(unsigned ms) {
@@ -58,11 +61,13 @@ physical(void) {
 static void
 report(const char *when) {
 	static bool more;
+	/* Before anything is allocated here, with which threads may begin. */
+	unsigned threads = nthreads();
 	ctl_epoch();
 	printf(
 	    "%s\"%s\": {\"threads\": %u, \"physical\": %llu, \"fds\": %llu,"
 	    " \"mesh\": ",
-	    more ? ", " : "", when, nthreads(), (unsigned long long)physical(),
+	    more ? ", " : "", when, threads, (unsigned long long)physical(),
 	    (unsigned long long)descriptors());
 	mesh_print();
 	printf("}");
@@ -214,6 +219,95 @@ live_as_grandchild(void) {
 	serve(&held, 3000);
 	idle();
 	report("idle");
+}
+
+/*
+ * A daemon whose caches answer nearly all: few objects, but large ones, of which most
+ * are freed bit by bit.
+ */
+static void
+quiet_daemon(void) {
+	enum { nobjects = 3000, size = 3584, at_once = 10 };
+	daemonize();
+	report("start");
+	table_fill_some(&held, nobjects, size);
+	while (held.n > nobjects / 10) {
+		for (unsigned i = 0; i < at_once; i++) {
+			object_t o = table_remove(&held, table_pick(&held));
+			nbad += object_bad(&o);
+			free(o.p);
+		}
+		sleep_ms(1);
+	}
+	idle();
+	report("idle");
+}
+
+/*
+ * What a worker does all the time: it needs a little for a moment, some of it from the
+ * arena, or replaces what its parent had, too.
+ */
+static void
+worker_idle(void) {
+	enum { n = 64, nlarge = 8, large_size = 100000 };
+	void *p[n];
+	for (unsigned i = 0; i < n; i++) {
+		size_t size = i < nlarge ? large_size : 200 + i;
+		p[i] = memset(malloc(size), 1, 200);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		free(p[i]);
+	}
+	sleep_ms(5);
+}
+
+static void
+worker_busy(void) {
+	serve(&held, 100);
+}
+
+/*
+ * A server that fragments its heap and then forks workers.  An idle one that begins
+ * threads, to mesh what is not its own, counts as bad.
+ */
+static void
+workers(void (*work)(void)) {
+	enum { seconds = 8 };
+	pid_t    pids[NWORKERS];
+	uint64_t peak = 0, sum = 0;
+	fragment();
+	for (unsigned i = 0; i < NWORKERS; i++) {
+		if ((pids[i] = child_begin()) == 0) {
+			uint64_t end = now_ns()
+			    + seconds * UINT64_C(1000000000);
+			while (now_ns() < end) {
+				work();
+			}
+			_exit((table_check(&held) != 0)
+			    + (work == worker_idle && nthreads() != 1));
+		}
+	}
+	for (unsigned i = 0; i < 10 * seconds; i++) {
+		uint64_t now = file_number(group);
+		peak = now > peak ? now : peak;
+		sum += now;
+		sleep_ms(95);
+	}
+	printf("\"peak\": %llu, \"mean\": %llu", (unsigned long long)peak,
+	    (unsigned long long)(sum / (10 * seconds)));
+	for (unsigned i = 0; i < NWORKERS; i++) {
+		child_end(pids[i]);
+	}
+}
+
+static void
+workers_idle(void) {
+	workers(worker_idle);
+}
+
+static void
+workers_busy(void) {
+	workers(worker_busy);
 }
 
 /* Children that only read what they see, or a few that allocate a little. */
@@ -433,11 +527,13 @@ main(int argc, char **argv) {
 	    {"grandchild", live_as_grandchild}, {"children", children},
 	    {"purge", purge}, {"dead", dead}, {"frozen", frozen}, {"alone", alone}, {"toggle", toggle},
 	    {"namespaces", namespaces}, {"refused", threads_refused},
-	    {"vfork", vforker},
+	    {"vfork", vforker}, {"quiet", quiet_daemon},
+	    {"workers", workers_idle}, {"workers_busy", workers_busy},
 	    {"descriptors", descriptors_used_up}, {"plain", plain}};
+	group = argc == 3 ? argv[2] : NULL;
 	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);
 	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
-		if (argc == 2 && strcmp(argv[1], scenarios[i].name) == 0) {
+		if (argc > 1 && strcmp(argv[1], scenarios[i].name) == 0) {
 			printf("{");
 			scenarios[i].run();
 			nbad += table_check(&held);
@@ -446,6 +542,6 @@ main(int argc, char **argv) {
 			return 0;
 		}
 	}
-	fprintf(stderr, "usage: servers SCENARIO\n");
+	fprintf(stderr, "usage: servers SCENARIO [FILE]\n");
 	return 2;
 }

@@ -17,8 +17,8 @@ MESH = "abort_conf:true,mesh:true"
 BARRIERS = ("auto", "signal")
 
 
-def run(program, scenario, conf=MESH, **kwargs):
-    result = program("servers").run(scenario, conf=conf, **kwargs)
+def run(program, scenario, conf=MESH, *args, **kwargs):
+    result = program("servers").run(scenario, *args, conf=conf, **kwargs)
     assert result.returncode == 0 and result.json["bad"] == 0, result
     return result.json
 
@@ -58,6 +58,32 @@ def test_daemon(program, undisturbed, barrier):
     # The signal's one thread meshes when it runs, and not soon after a fork.
     assert barrier == "signal" or seen["idle"]["mesh"]["nmeshes"] > 100, seen
     assert seen["idle"]["physical"] < 1.15 * undisturbed[barrier]["idle"]["physical"]
+
+
+def test_daemon_of_few_events(program):
+    """So does one whose caches answer nearly all.  Where only events of arenas ticked,
+    nothing was meshed in any of 5 runs."""
+    seen = run(program, "quiet")
+    assert seen["start"]["threads"] == 1 < seen["idle"]["threads"], seen
+    assert seen["idle"]["mesh"]["nmeshes"] > 100, seen
+
+
+def test_workers(program, cgroup):
+    """Workers that share their parent's heap keep it shared, and have no thread.  Where
+    all that is free counted, shared or not, servers.c counted all six as bad."""
+    stock, mesh = (run(program, "workers", conf, cgroup.usage, lib=lib,
+                       before=cgroup.enter)
+                   for lib, conf in (("stock", ""), ("release", MESH)))
+    assert mesh["peak"] < 1.03 * stock["peak"], (mesh, stock)
+    assert mesh["mean"] < 1.03 * stock["mean"], (mesh, stock)
+
+
+def test_busy_workers(program, cgroup):
+    """What has become their own they mesh."""
+    stock, mesh = (run(program, "workers_busy", conf, cgroup.usage, lib=lib,
+                       before=cgroup.enter)
+                   for lib, conf in (("stock", ""), ("release", MESH)))
+    assert mesh["peak"] < stock["peak"] and mesh["mean"] < stock["mean"], (mesh, stock)
 
 
 def test_grandchild(program):
@@ -159,6 +185,17 @@ def test_namespaces(program):
     env = dict(os.environ, MALLOC_CONF=MESH,
                LD_PRELOAD=str(LIBS["release"] / "libjemalloc.so.2"))
     subprocess.run(["unshare", "-U", "true"], env=env, check=True)
+    subprocess.run(["bwrap", "--unshare-user", "--dev-bind", "/", "/", "true"], env=env,
+                   check=True)
+    with subprocess.Popen(["unshare", "-U", "sh", "-c", "echo; exec sleep 60"],
+                          stdout=subprocess.PIPE) as inside:
+        try:
+            inside.stdout.readline()
+            # By setns(2).
+            subprocess.run(["nsenter", "-U", "-t", str(inside.pid),
+                            "--preserve-credentials", "true"], env=env, check=True)
+        finally:
+            inside.kill()
 
 
 def test_system_calls_of_stock(program, tmp_path):
