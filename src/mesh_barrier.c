@@ -78,8 +78,6 @@ static mesh_barrier_t barrier;
 static const char    *barrier_reason = "";
 /* Whether this batch has all other threads stopped. */
 static bool barrier_stops;
-/* Whether any had, in this process. */
-static bool barrier_has_stopped;
 /* What the mesher had blocked before it began. */
 static uint64_t  barrier_signals;
 static mesh_fd_t barrier_fd = MESH_FD_INITIALIZER;
@@ -236,7 +234,6 @@ mesh_barrier_begin(void) {
 	barrier_stops = barrier == mesh_barrier_signal
 	    || (mesh_barrier_is_uffd() && mesh_mutex_seen());
 	/* Beside userfaultfd only for mutexes, of which jemalloc has none like that. */
-	barrier_has_stopped |= barrier_stops;
 	const char *why = barrier_stops
 	    ? mesh_stop_world(barrier == mesh_barrier_signal)
 	    : NULL;
@@ -429,11 +426,5 @@ mesh_barrier_keep(void *addr, size_t size) {
 void
 mesh_barrier_postfork_child(void) {
 	mesh_fd_drop(&barrier_fd);
-	/* What it forgets is a quarter of a megabyte, which would be the child's own. */
-	if (barrier == mesh_barrier_signal || barrier_has_stopped) {
-		mesh_stop_postfork_child();
-		barrier_has_stopped = false;
-	} else {
-		(void)mesh_stop_boot();
-	}
+	mesh_stop_postfork_child();
 }

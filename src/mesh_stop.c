@@ -384,9 +384,18 @@ signal_choose(void) {
 /* All that is known of them; nobody may be in the handler. */
 static void
 threads_forget(void) {
+	/* Not all of the index: in a child that would be memory of its own. */
+	for (unsigned i = 0; i < stop_nthreads; i++) {
+		unsigned j = index_first(
+		    atomic_load_u32(&stop_threads[i].tid, ATOMIC_RELAXED));
+		while (
+		    atomic_load_u32(&stop_index[j], ATOMIC_RELAXED) != i + 1) {
+			j = (j + 1) % INDEX_SIZE;
+		}
+		atomic_store_u32(&stop_index[j], 0, ATOMIC_RELAXED);
+	}
 	stop_nthreads = 0;
 	stop_looked_ns = 0;
-	memset(stop_index, 0, sizeof(stop_index));
 }
 
 /* Returns NULL if there are too many. */
