@@ -123,6 +123,7 @@ bin_is_own(tsdn_t *tsdn, unsigned arena_ind, szind_t binind) {
 	uintptr_t at = 0;
 	size_t    nown = 0;
 	size_t    n = mesh_walk(tsdn, arena_ind, binind, &at, slabs, OWN_SLABS);
+	mesh_pagemap_open();
 	mesh_pagemap_glance_begin();
 	for (size_t i = 0; i < n; i++) {
 		nown += mesh_pagemap_glance(edata_addr_get(slabs[i]),
