@@ -120,12 +120,13 @@ malloc_mutex_t mesh_mtx;
 
 /* The scan that slices carry on, and where they are; under the mesh lock. */
 static mesh_scan_t slice_scan;
-/* Where the next one goes on, as a fork has put an end to it; 0 if none has. */
+static unsigned    slice_arena;
+static unsigned    slice_bin;
+static unsigned    slice_shard;
+static uint64_t    slice_last_ns;
+/* The bin in which a fork has put an end to one, if any, and where it goes on. */
+static bin_t    *slice_resume_bin;
 static uintptr_t slice_resume_at;
-static unsigned  slice_arena;
-static unsigned  slice_bin;
-static unsigned  slice_shard;
-static uint64_t  slice_last_ns;
 /* Whether only a tick will wake background thread 0. */
 static atomic_b_t slice_asleep;
 /* Whether the last slice has found a reason to mesh at all. */
@@ -416,7 +417,6 @@ bin_backoff(tsdn_t *tsdn, bin_t *bin, size_t nslabs, size_t nmoved) {
 /* Moves on to the next bin of all auto arenas, around and around. */
 static void
 slice_next(void) {
-	slice_resume_at = 0;
 	request_left -= (request_left > 0);
 	if (++slice_shard < bin_infos[slice_bin].n_shards) {
 		return;
@@ -427,6 +427,15 @@ slice_next(void) {
 	}
 	slice_bin = 0;
 	slice_arena = (slice_arena + 1) % manual_arena_base;
+}
+
+/* Has the scan that begins go on where a fork has put an end to the last one. */
+static void
+slice_resume(void) {
+	if (slice_scan.site.bin == slice_resume_bin) {
+		slice_resume_bin = NULL;
+		mesh_scan_resume(&slice_scan, slice_resume_at);
+	}
 }
 
 /*
@@ -563,8 +572,7 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 				    && !pass_scan_begin(tsdn, &slice_scan,
 				        arena, slice_bin, slice_shard)) {
 					slice_scan.flux = flux;
-					mesh_scan_resume(
-					    &slice_scan, slice_resume_at);
+					slice_resume();
 					worked = true;
 				}
 			}
@@ -1077,6 +1085,7 @@ mesh_arena_tidy(tsdn_t *tsdn, arena_t *arena) {
 void
 mesh_pass_prefork(tsdn_t *tsdn) {
 	if (slice_scan.site.bin != NULL) {
+		slice_resume_bin = slice_scan.site.bin;
 		slice_resume_at = mesh_scan_drop(tsdn, &slice_scan);
 	}
 }
