@@ -2,10 +2,10 @@
 chosen one of them, physical memory and CPU time, memory cgroups, medians, tables
 and pictures.
 
-Physical memory of a process is RssAnon plus the blocks of its store (the memfd
-that holds meshed slabs, or Mesh's whole heap).  VmRSS counts a meshed page once per alias, PSS misses
-store pages that no page table maps at the moment, and reading smaps stops a
-process that has many mappings; none of them is used.
+Physical memory of a process is RssAnon plus the blocks of its stores (the memfds
+that hold meshed slabs, or Mesh's whole heap).  VmRSS counts a meshed page once per
+alias, PSS misses store pages that no page table maps at the moment, and reading smaps
+stops a process that has many mappings; none of them is used.
 """
 
 import argparse
@@ -249,15 +249,22 @@ def watch(malloc, command, period=0.1):
 
 # Memory and CPU time of a process.
 
-def physical(pid):
-    """(RssAnon, blocks of the store) of a process, in bytes."""
+def anonymous(pid):
+    """RssAnon of a process, in bytes."""
     with open(f"/proc/{pid}/status") as status:
         anon = [int(line.split()[1]) << 10 for line in status
                 if line.startswith("RssAnon:")]
     if not anon:
         raise ProcessLookupError(f"{pid} has ended")
-    # The store is found anew each time: it appears with the first mesh, and
-    # every fork replaces it.  Two fds of one store count once.
+    return anon[0]
+
+
+def open_stores(pid):
+    """Bytes of memory by inode of the stores that a process has open.
+
+    They are found anew each time: a store appears with the first mesh, and every
+    fork replaces it.  Two descriptors of one count once.
+    """
     stores = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{fd}"
@@ -267,7 +274,29 @@ def physical(pid):
                 stores[stat.st_ino] = stat.st_blocks * 512
         except FileNotFoundError:
             continue  # closed since listdir
-    return anon[0], sum(stores.values())
+    return stores
+
+
+def physical(pid):
+    """(RssAnon, blocks of all stores) of a process, in bytes.
+
+    Stores that forks have frozen are mapped, but not open any more.  Slow where
+    there are many mappings, and not to be had by others than root.
+    """
+    stores = open_stores(pid)
+    with open(f"/proc/{pid}/maps") as maps:
+        for line in maps:
+            addresses, _, _, _, inode, *path = line.split(maxsplit=5)
+            if not path or int(inode) in stores or not path[0].startswith(STORES):
+                continue
+            # The names there have no leading zeros.
+            name = "-".join(f"{int(end, 16):x}" for end in addresses.split("-"))
+            try:
+                stat = os.stat(f"/proc/{pid}/map_files/{name}")
+            except FileNotFoundError:
+                continue  # unmapped since
+            stores[stat.st_ino] = stat.st_blocks * 512
+    return anonymous(pid), sum(stores.values())
 
 
 def mappings(pid):
@@ -292,7 +321,8 @@ def cpu_main(pid):
 
 
 class Sampler(threading.Thread):
-    """Takes physical() of a process every period seconds until stopped."""
+    """Takes the physical memory of a process that does not fork every period
+    seconds until stopped."""
 
     def __init__(self, pid, period=0.1):
         super().__init__(daemon=True)
@@ -304,8 +334,9 @@ class Sampler(threading.Thread):
 
     def take(self):
         """Takes a sample; returns it, in MB."""
-        at, anon, store = sample = (time.monotonic(), *physical(self.pid))
-        self.samples.append(sample)
+        anon, store = anonymous(self.pid), sum(open_stores(self.pid).values())
+        at = time.monotonic()
+        self.samples.append((at, anon, store))
         return {"at": at, "memory": (anon + store) / MB}
 
     def run(self):

@@ -169,10 +169,42 @@ store_mappings(void) {
 	return n;
 }
 
-uint64_t
-store_blocks(void) {
-	uint64_t blocks = 0;
-	DIR     *dir = opendir("/proc/self/fd");
+/* Generations that are told apart. */
+#define STORES_MAX 64
+
+typedef struct stores_s stores_t;
+struct stores_s {
+	unsigned long inodes[STORES_MAX];
+	size_t        n;
+	uint64_t      blocks;
+};
+
+static bool
+stores_have(const stores_t *stores, unsigned long inode) {
+	size_t i = 0;
+	while (i < stores->n && stores->inodes[i] != inode) {
+		i++;
+	}
+	return i < stores->n;
+}
+
+static void
+stores_add(stores_t *stores, const struct stat *st) {
+	if (stores_have(stores, st->st_ino)) {
+		return;
+	}
+	if (stores->n == STORES_MAX) {
+		errno = ENOBUFS;
+		die("STORES_MAX");
+	}
+	stores->inodes[stores->n++] = st->st_ino;
+	stores->blocks += (uint64_t)st->st_blocks;
+}
+
+/* The one in use has a descriptor. */
+static void
+stores_add_open(stores_t *stores) {
+	DIR *dir = opendir("/proc/self/fd");
 	if (dir == NULL) {
 		die("/proc/self/fd");
 	}
@@ -183,11 +215,45 @@ store_blocks(void) {
 		        > 0
 		    && strncmp(link, store, strlen(store)) == 0
 		    && fstatat(dirfd(dir), e->d_name, &st, 0) == 0) {
-			blocks += (uint64_t)st.st_blocks;
+			stores_add(stores, &st);
 		}
 	}
 	closedir(dir);
-	return blocks * 512;
+}
+
+/* Those that forks have frozen are only mapped; none but root may ask for them. */
+static void
+stores_add_mapped(stores_t *stores) {
+	FILE *file = file_open("/proc/self/maps");
+	char  line[512];
+	while (fgets(line, sizeof(line), file) != NULL) {
+		unsigned long begin, end, inode;
+		char          path[64];
+		struct stat   st;
+		if (strstr(line, store) == NULL
+		    || sscanf(line, "%lx-%lx %*s %*s %*s %lu", &begin, &end,
+		           &inode)
+		        != 3
+		    || stores_have(stores, inode)) {
+			continue;
+		}
+		snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx",
+		    begin, end);
+		if (stat(path, &st) == 0) {
+			stores_add(stores, &st);
+		} else if (errno != ENOENT) {
+			die(path);
+		}
+	}
+	fclose(file);
+}
+
+uint64_t
+store_blocks(void) {
+	stores_t stores = {.n = 0};
+	stores_add_open(&stores);
+	stores_add_mapped(&stores);
+	return stores.blocks * 512;
 }
 
 uint64_t

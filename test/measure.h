@@ -37,7 +37,7 @@ bool mesh_range(void *addr, size_t size);
 uint64_t status_number(const char *name);
 /* Bytes of private anonymous memory. */
 uint64_t rss_anon(void);
-/* Bytes of memory that the kernel keeps for jemalloc's memfds. */
+/* Bytes of memory that the kernel keeps for jemalloc's memfds, of all generations. */
 uint64_t store_blocks(void);
 /* Number of mappings, and of those among them of jemalloc's memfds. */
 uint64_t mappings(void);
