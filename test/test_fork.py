@@ -1,7 +1,8 @@
 """Whether fork gives parent and child heaps of their own when slabs are meshed.
 
 Runs forker.c: children and grandchildren check all objects as of the fork, write
-to them while their parents do, and mesh on their own.
+to them while their parents do, and mesh on their own.  shared.c asks what is meshed
+where parent and child share slabs.
 """
 
 import pytest
@@ -84,6 +85,35 @@ def test_damage_without_handlers(program):
     run = program("forker").run("-R", "-n", 2, conf=TICKS)
     assert run.json and run.json["followers"] > 1000, run
     assert run.json["bad"] > 0, run
+
+
+def shared(program, *args, conf):
+    run = program("shared").run(*args, conf=conf)
+    assert run.returncode == 0 and run.json["bad"] == 0, run
+    return run.json
+
+
+def test_scan_goes_on(program):
+    """A scan that a fork has put an end to goes on from its place, not at the first
+    slabs, though there is more to mesh than when it was there."""
+    seen = shared(program, "scan", conf=TICKS)
+    assert 0 < seen["before"] < seen["all"] / 4 and seen["low"] == 0, seen
+
+
+@pytest.mark.parametrize("barrier", ["auto", "signal"])
+def test_shared_in_part(program, barrier):
+    """Slabs of which a child has more than half for itself mesh there, others do not."""
+    conf = f"{VIEWS},background_thread:false,mesh_barrier:{barrier}"
+    for pages, meshed in ((2, False), (3, True)):
+        seen = shared(program, "own", pages, conf=conf)
+        assert (seen["followers"] > 500) == (seen["followers"] > 0) == meshed, seen
+
+
+def test_shared_slabs_do_not_pack(program):
+    """A child does not fill slabs that are its parent's, too, before others; it does
+    when it has all for itself."""
+    assert shared(program, "pack", 0, conf=TICKS)["packed"] == 0
+    assert shared(program, "pack", 1, conf=TICKS)["packed"] > 0
 
 
 def test_program_is_right(program):
