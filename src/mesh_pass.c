@@ -165,9 +165,8 @@ mesh_pass_refused(void) {
 	const char *why = (const char *)atomic_load_p(
 	    &refused_why, ATOMIC_RELAXED);
 	/* Mappings may have become plenty since. */
-	return why == mesh_refusal_name(E2BIG) && mesh_scan_maps_plenty()
-	    ? NULL
-	    : why;
+	return why == mesh_refusal_name(E2BIG) && mesh_scan_maps_plenty() ? NULL
+	                                                                  : why;
 }
 
 /* Takes in what a scan has come to; the mesh lock is held. */

@@ -517,9 +517,9 @@ main(int argc, char **argv) {
 	} scenarios[] = {{"live", live}, {"crowd", crowd}, {"daemon", live_as_daemon},
 	    {"grandchild", live_as_grandchild}, {"children", children},
 	    {"purge", purge}, {"dead", dead}, {"frozen", frozen},
-	    {"alone", alone}, {"toggle", toggle},
-	    {"namespaces", namespaces}, {"refused", threads_refused},
-	    {"vfork", vforker}, {"quiet", quiet_daemon}, {"workers", workers},
+	    {"alone", alone}, {"toggle", toggle}, {"namespaces", namespaces},
+	    {"refused", threads_refused}, {"vfork", vforker},
+	    {"quiet", quiet_daemon}, {"workers", workers},
 	    {"descriptors", descriptors_used_up}, {"plain", plain}};
 	group = argc == 3 ? argv[2] : NULL;
 	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);
