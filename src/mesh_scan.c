@@ -283,11 +283,10 @@ mesh_scan_freed(tsdn_t *tsdn) {
 		}
 		for (szind_t j = 0; j < SC_NBINS; j++) {
 			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
-				bin_t *bin = arena_get_bin(arena, j, k);
-				malloc_mutex_lock(tsdn, &bin->lock);
-				freed += bin->stats.ndalloc
+				const bin_t *bin = arena_get_bin(arena, j, k);
+				freed += *(const volatile uint64_t *)
+				         &bin->stats.ndalloc
 				    * bin_infos[j].reg_size;
-				malloc_mutex_unlock(tsdn, &bin->lock);
 			}
 		}
 	}
