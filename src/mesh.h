@@ -90,10 +90,12 @@ struct mesh_tidy_at_s {
 /* Dead slabs (mesh_limbo.c); guarded by the mesh lock unless it says otherwise. */
 typedef struct mesh_limbo_s mesh_limbo_t;
 struct mesh_limbo_s {
-	/* How many there are, in slabs and the bins' dead; atomic. */
+	/* How many there are, in both heaps and the bins' dead; atomic. */
 	atomic_zu_t nslabs;
-	/* Those that have been collected, by address. */
+	/* Those that have been collected, by address, and that the kernel let not go. */
 	edata_heap_t slabs;
+	edata_heap_t kept;
+	bool         refused;
 	/* How many were seen at the last look, 0 if none. */
 	size_t nseen;
 	/* When to look again; and until when they may wait. */

@@ -14,7 +14,7 @@
  * held anyway, and then in the arena's heap, by address.  Where there are no background
  * threads, ticks take them out, and whoever frees, once they are more than the meshed
  * slabs that live: so many have neighbours, and none is left when all is freed.  Slabs
- * stay that the kernel does not let go, as mappings run short.
+ * stay, without memory, that the kernel does not let go, as mappings run short.
  *
  * A fork does not list them: no object of theirs can be read or written, on either
  * side.  Both have them in limbo then, mapped as before.  The child may free a leader's
@@ -154,7 +154,7 @@ run_take(edata_heap_t *slabs, edata_list_active_t *run) {
 	return size;
 }
 
-/* Frees the memory of leaders that no child can be reading. */
+/* Frees the memory of leaders that no child can be reading, once. */
 static void
 run_punch(const edata_list_active_t *run) {
 	edata_t *slab = edata_list_active_first(run);
@@ -173,23 +173,26 @@ run_punch(const edata_list_active_t *run) {
 		}
 		begin = size > 0 ? begin : addr;
 		size += edata_size_get(slab);
+		/* It has none any more, as if it had not led. */
+		edata_mesh_role_set(slab, edata_mesh_follower);
 	}
 	if (size > 0) {
 		mesh_store_punch(begin, size);
 	}
 }
 
-static mesh_unsplice_t
-run_unsplice(tsdn_t *tsdn, void *addr, size_t size) {
-	if (!mesh_unsplice_room()) {
-		/* Each has taken room for two mappings, and may have freed some. */
-		size_t left;
-		mesh_splice_recount();
-		if (mesh_splice_left(&left) || !mesh_unsplice_room()) {
-			return mesh_unsplice_refused;
-		}
+/* Takes room for a run's mappings.  Returns true if there is none. */
+static bool
+room_take(arena_t *arena) {
+	/* Where most are dead, neighbours are, and go together. */
+	bool all = mesh_limbo_full(arena);
+	if (mesh_unsplice_room(all)) {
+		return false;
 	}
-	return mesh_view_unsplice(tsdn, addr, size);
+	/* Each has taken room for two mappings, and may have freed some. */
+	size_t left;
+	mesh_splice_recount();
+	return mesh_splice_left(&left) || !mesh_unsplice_room(all);
 }
 
 /*
@@ -226,20 +229,24 @@ range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	}
 }
 
-/* Takes one run out.  Returns true if the kernel refused. */
-static bool
+/* Takes one run out, but for its memory not after the kernel has refused another. */
+static void
 run_release(tsdn_t *tsdn, arena_t *arena) {
 	mesh_limbo_t       *limbo = &arena->mesh.limbo;
 	edata_list_active_t run;
 	size_t              size = run_take(&limbo->slabs, &run);
 	run_punch(&run);
-	mesh_unsplice_t result = run_unsplice(
-	    tsdn, edata_addr_get(edata_list_active_first(&run)), size);
+	limbo->refused = limbo->refused || room_take(arena);
+	mesh_unsplice_t result = limbo->refused
+	    ? mesh_unsplice_refused
+	    : mesh_view_unsplice(
+	        tsdn, edata_addr_get(edata_list_active_first(&run)), size);
+	limbo->refused = (result == mesh_unsplice_refused);
 	edata_t *slab;
 	while ((slab = edata_list_active_first(&run)) != NULL) {
 		edata_list_active_remove(&run, slab);
-		if (result == mesh_unsplice_refused) {
-			edata_heap_insert(&limbo->slabs, slab);
+		if (limbo->refused) {
+			edata_heap_insert(&limbo->kept, slab);
 			continue;
 		}
 		atomic_fetch_sub_zu(&limbo->nslabs, 1, ATOMIC_RELAXED);
@@ -248,7 +255,17 @@ run_release(tsdn_t *tsdn, arena_t *arena) {
 			range_dalloc(tsdn, arena, slab);
 		}
 	}
-	return result == mesh_unsplice_refused;
+}
+
+/* Has those tried again that were kept, if there is room by now. */
+static void
+kept_try_again(arena_t *arena) {
+	mesh_limbo_t *limbo = &arena->mesh.limbo;
+	if (!edata_heap_empty(&limbo->kept) && !room_take(arena)) {
+		limbo->refused = false;
+		limbo->slabs = limbo->kept;
+		edata_heap_new(&limbo->kept);
+	}
 }
 
 bool
@@ -262,14 +279,17 @@ mesh_limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 	if (!limbo_collect(tsdn, arena, end_ns)) {
 		return false;
 	}
+	if (edata_heap_empty(&limbo->slabs)) {
+		kept_try_again(arena);
+	}
 	while (!edata_heap_empty(&limbo->slabs)) {
-		if (run_release(tsdn, arena)) {
-			limbo->look_ns = now_ns() + REFUSED_PAUSE_NS;
-			return true;
-		}
+		run_release(tsdn, arena);
 		if (now_ns() >= end_ns) {
 			return false;
 		}
+	}
+	if (limbo->refused) {
+		limbo->look_ns = now_ns() + REFUSED_PAUSE_NS;
 	}
 	return true;
 }

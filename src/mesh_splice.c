@@ -31,6 +31,9 @@
 /* The share of the time that it may take is one in so many. */
 #define MAPS_COUNT_SHARE 256
 
+/* What taking slabs out of the store may use beside, of maps_max, if nearly all go. */
+#define MAPS_SPARE_SHARE 32
+
 /* Protected mappings that are told apart. */
 #define PROTECTED_MAX 256
 
@@ -470,8 +473,9 @@ mesh_splice_recount(void) {
 }
 
 bool
-mesh_unsplice_room(void) {
-	if (mesh_splice_maps() + MESH_MAPS_PER_SPLICE > maps_hard) {
+mesh_unsplice_room(bool all) {
+	size_t max = maps_hard + (all ? maps_max / MAPS_SPARE_SHARE : 0);
+	if (mesh_splice_maps() + MESH_MAPS_PER_SPLICE > max) {
 		return false;
 	}
 	atomic_fetch_add_zu(&maps_bound, MESH_MAPS_PER_SPLICE, ATOMIC_RELAXED);

@@ -358,6 +358,30 @@ dead(void) {
 	report("dead");
 }
 
+/*
+ * The same bit by bit, so that slabs die one here and one there, and leave the store, for
+ * which mappings run short, long before their neighbours do.
+ */
+static void
+dead_slowly(void) {
+	enum { at_once = 500, ms = 100, rest_ms = 5000 };
+	fragment();
+	ctl_do("arena.4096.mesh");
+	report("meshed");
+	while (held.n > 0) {
+		object_t o = table_remove(&held, table_pick(&held));
+		nbad += object_bad(&o);
+		free(o.p);
+		if (held.n % at_once == 0) {
+			ctl_do("thread.tcache.flush");
+			sleep_ms(ms);
+		}
+	}
+	sleep_ms(rest_ms);
+	report("dead");
+	printf(", \"mappings\": %llu", (unsigned long long)mappings());
+}
+
 /* The store of before a fork keeps its memory until nothing of it is mapped. */
 static void
 frozen(void) {
@@ -516,10 +540,10 @@ main(int argc, char **argv) {
 		void (*run)(void);
 	} scenarios[] = {{"live", live}, {"crowd", crowd}, {"daemon", live_as_daemon},
 	    {"grandchild", live_as_grandchild}, {"children", children},
-	    {"purge", purge}, {"dead", dead}, {"frozen", frozen},
-	    {"alone", alone}, {"toggle", toggle}, {"namespaces", namespaces},
-	    {"refused", threads_refused}, {"vfork", vforker},
-	    {"quiet", quiet_daemon}, {"workers", workers},
+	    {"purge", purge}, {"dead", dead}, {"dead_slowly", dead_slowly},
+	    {"frozen", frozen}, {"alone", alone}, {"toggle", toggle},
+	    {"namespaces", namespaces}, {"refused", threads_refused},
+	    {"vfork", vforker}, {"quiet", quiet_daemon}, {"workers", workers},
 	    {"descriptors", descriptors_used_up}, {"plain", plain}};
 	group = argc == 3 ? argv[2] : NULL;
 	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);

@@ -116,6 +116,14 @@ def test_dead(program, conf):
     assert seen["dead"]["mesh"]["saved"] == seen["dead"]["mesh"]["store"] == 0, seen
 
 
+def test_dead_slowly(program):
+    """The same where slabs that die one by one have used up the mappings."""
+    seen = run(program, "dead_slowly", MESH + ",narenas:1,mesh_max_maps:2000")
+    assert seen["meshed"]["mesh"]["mappings"] > 1800, seen
+    assert seen["dead"]["mesh"]["saved"] == seen["dead"]["mesh"]["store"] == 0, seen
+    assert seen["mappings"] < 400, seen
+
+
 def test_frozen(program):
     """What a fork has frozen counts as the store's for as long as it has memory."""
     seen = run(program, "frozen",
