@@ -95,7 +95,11 @@ struct mesh_limbo_s {
 	/* Those that have been collected, by address, and that the kernel let not go. */
 	edata_heap_t slabs;
 	edata_heap_t kept;
-	bool         refused;
+	/* How many slabs there were as those were kept. */
+	size_t nseen_kept;
+	/* Whether it has refused any since, and such that need no room. */
+	bool refused;
+	bool refused_whole;
 	/* How many were seen at the last look, 0 if none. */
 	size_t nseen;
 	/* When to look again; and until when they may wait. */

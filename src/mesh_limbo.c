@@ -181,18 +181,37 @@ run_punch(const edata_list_active_t *run) {
 	}
 }
 
+/* Whether a page is of a slab that is meshed, or in limbo; a hint. */
+static bool
+page_meshed(uintptr_t addr) {
+	emap_full_alloc_ctx_t ctx;
+	return !emap_full_alloc_ctx_try_lookup(
+	           TSDN_NULL, &arena_emap_global, (void *)addr, &ctx)
+	    && ctx.edata != NULL
+	    && edata_mesh_role_get(ctx.edata) != edata_mesh_private;
+}
+
+/*
+ * Whether a run has no neighbours that it may have mappings in common with, so that
+ * there are less without it; but for those that are too many to go at once.
+ */
+static bool
+run_whole(const byte_t *begin, size_t size) {
+	return !page_meshed((uintptr_t)begin - PAGE)
+	    && (size > RUN_SIZE_MAX / 2
+	        || !page_meshed((uintptr_t)begin + size));
+}
+
 /* Takes room for a run's mappings.  Returns true if there is none. */
 static bool
-room_take(arena_t *arena) {
-	/* Where most are dead, neighbours are, and go together. */
-	bool all = mesh_limbo_full(arena);
-	if (mesh_unsplice_room(all)) {
+room_take(bool whole) {
+	if (mesh_unsplice_room(whole)) {
 		return false;
 	}
 	/* Each has taken room for two mappings, and may have freed some. */
 	size_t left;
 	mesh_splice_recount();
-	return mesh_splice_left(&left) || !mesh_unsplice_room(all);
+	return mesh_splice_left(&left) || !mesh_unsplice_room(whole);
 }
 
 /*
@@ -229,23 +248,25 @@ range_dalloc(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 	}
 }
 
-/* Takes one run out, but for its memory not after the kernel has refused another. */
+/* Takes one run out, or its memory at least. */
 static void
 run_release(tsdn_t *tsdn, arena_t *arena) {
 	mesh_limbo_t       *limbo = &arena->mesh.limbo;
 	edata_list_active_t run;
 	size_t              size = run_take(&limbo->slabs, &run);
+	byte_t *begin = (byte_t *)edata_addr_get(edata_list_active_first(&run));
+	bool    whole = run_whole(begin, size);
+	bool   *refused = whole ? &limbo->refused_whole : &limbo->refused;
 	run_punch(&run);
-	limbo->refused = limbo->refused || room_take(arena);
-	mesh_unsplice_t result = limbo->refused
+	*refused = *refused || room_take(whole);
+	mesh_unsplice_t result = *refused
 	    ? mesh_unsplice_refused
-	    : mesh_view_unsplice(
-	        tsdn, edata_addr_get(edata_list_active_first(&run)), size);
-	limbo->refused = (result == mesh_unsplice_refused);
+	    : mesh_view_unsplice(tsdn, begin, size);
+	*refused = (result == mesh_unsplice_refused);
 	edata_t *slab;
 	while ((slab = edata_list_active_first(&run)) != NULL) {
 		edata_list_active_remove(&run, slab);
-		if (limbo->refused) {
+		if (result == mesh_unsplice_refused) {
 			edata_heap_insert(&limbo->kept, slab);
 			continue;
 		}
@@ -257,12 +278,18 @@ run_release(tsdn_t *tsdn, arena_t *arena) {
 	}
 }
 
-/* Has those tried again that were kept, if there is room by now. */
+/*
+ * Has those tried again that were kept, if there is room by now, or more have died: they
+ * may be neighbours.
+ */
 static void
 kept_try_again(arena_t *arena) {
 	mesh_limbo_t *limbo = &arena->mesh.limbo;
-	if (!edata_heap_empty(&limbo->kept) && !room_take(arena)) {
+	if (edata_heap_empty(&limbo->slabs) && now_ns() >= limbo->look_ns
+	    && (mesh_limbo_nslabs(arena) != limbo->nseen_kept
+	        || !room_take(/* whole */ false))) {
 		limbo->refused = false;
+		limbo->refused_whole = false;
 		limbo->slabs = limbo->kept;
 		edata_heap_new(&limbo->kept);
 	}
@@ -276,11 +303,9 @@ mesh_limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 		return true;
 	}
 	uint64_t end_ns = now_ns() + ns;
+	kept_try_again(arena);
 	if (!limbo_collect(tsdn, arena, end_ns)) {
 		return false;
-	}
-	if (edata_heap_empty(&limbo->slabs)) {
-		kept_try_again(arena);
 	}
 	while (!edata_heap_empty(&limbo->slabs)) {
 		run_release(tsdn, arena);
@@ -288,7 +313,8 @@ mesh_limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 			return false;
 		}
 	}
-	if (limbo->refused) {
+	if (!edata_heap_empty(&limbo->kept)) {
+		limbo->nseen_kept = mesh_limbo_nslabs(arena);
 		limbo->look_ns = now_ns() + REFUSED_PAUSE_NS;
 	}
 	return true;

@@ -31,7 +31,7 @@
 /* The share of the time that it may take is one in so many. */
 #define MAPS_COUNT_SHARE 256
 
-/* What taking slabs out of the store may use beside, of maps_max, if nearly all go. */
+/* What may be used beside, of maps_max, by what makes them fewer in the end. */
 #define MAPS_SPARE_SHARE 32
 
 /* Protected mappings that are told apart. */
@@ -473,8 +473,8 @@ mesh_splice_recount(void) {
 }
 
 bool
-mesh_unsplice_room(bool all) {
-	size_t max = maps_hard + (all ? maps_max / MAPS_SPARE_SHARE : 0);
+mesh_unsplice_room(bool whole) {
+	size_t max = maps_hard + (whole ? maps_max / MAPS_SPARE_SHARE : 0);
 	if (mesh_splice_maps() + MESH_MAPS_PER_SPLICE > max) {
 		return false;
 	}

@@ -63,11 +63,11 @@ void mesh_splice_recount(void);
 void mesh_splice_rest(void);
 /*
  * Takes room for a range that goes out of the store: from the middle of a run that
- * needs two mappings more, and the program shall not be left without.  all: so do most
- * others, after which there are less; then some are spared to begin with.  Returns
- * false if there is none.  No lock needed.
+ * needs two mappings more, and the program shall not be left without.  whole: there
+ * will be less afterwards, and some are spared for that.  Returns false if there is
+ * none.  No lock needed.
  */
-bool mesh_unsplice_room(bool all);
+bool mesh_unsplice_room(bool whole);
 
 /*
  * Opens what mappings are counted by, if need be.  The mesh lock is held.  Returns
