@@ -14,9 +14,10 @@ bool mesh_walk_covers(uintptr_t begin, uintptr_t end);
 /*
  * Goes on from address *at, which is 0 at first, and lists in slabs[] what look
  * like non-full slabs of a bin, or of all automatic arenas if binind is SC_NBINS, in
- * the order of their addresses: max at most, and only so far as a short while allows.  Returns how many; *at is UINTPTR_MAX when
- * the walk is over.  The mesh lock is held, and no bin lock needed: a slab may be
- * anything else by the time that the caller looks.
+ * the order of their addresses: max at most, and only so far as a short while allows.
+ * Returns how many; *at is UINTPTR_MAX when the walk is over.  The mesh lock is held,
+ * and no bin lock needed: a slab may be anything else by the time that the caller
+ * looks.
  */
 size_t mesh_walk(tsdn_t *tsdn, unsigned arena_ind, szind_t binind,
     uintptr_t *at, edata_t **slabs, size_t max);
