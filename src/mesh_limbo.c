@@ -295,6 +295,12 @@ kept_try_again(arena_t *arena) {
 	}
 }
 
+void
+mesh_limbo_try_again(arena_t *arena) {
+	arena->mesh.limbo.look_ns = 0;
+	arena->mesh.limbo.nseen_kept = SIZE_MAX;
+}
+
 bool
 mesh_limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 	malloc_mutex_assert_owner(tsdn, &mesh_mtx);
