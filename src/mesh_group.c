@@ -429,13 +429,12 @@ mesh_group_bury(tsdn_t *tsdn, arena_t *arena, edata_t *slab) {
 			/* Nobody will find it in a group, and freeze it, any more. */
 			mesh_group_freeze(arena, leader);
 		}
-		mesh_limbo_add(arena, bin, leader);
-	}
-	malloc_mutex_unlock(tsdn, &bin->lock);
-	if (leader != NULL) {
 		atomic_fetch_sub_zu(&arena->pa_shard.nactive,
 		    edata_size_get(leader) >> LG_PAGE, ATOMIC_RELAXED);
+		mesh_limbo_add(arena, bin, leader);
 	}
+	/* From here on somebody else may release them. */
+	malloc_mutex_unlock(tsdn, &bin->lock);
 }
 
 void
