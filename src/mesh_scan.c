@@ -165,31 +165,52 @@ mesh_scan_demand(const bin_t *bin, szind_t binind) {
 	return meshes ? waste : 0;
 }
 
+/*
+ * A bin of all arenas that may be meshed, which begins as {0}; there are none without
+ * statistics.
+ */
+typedef struct {
+	bin_t   *bin;
+	unsigned arena_ind;
+	szind_t  binind;
+	unsigned shard;
+} bin_place_t;
+
+/* Moves on to the next one.  Returns false if that was the last. */
+static bool
+bin_place_next(tsdn_t *tsdn, bin_place_t *place) {
+	if (place->bin != NULL
+	    && ++place->shard == bin_infos[place->binind].n_shards) {
+		place->shard = 0;
+		place->binind++;
+	}
+	for (; config_stats && place->arena_ind < manual_arena_base;
+	     place->arena_ind++, place->binind = 0, place->shard = 0) {
+		arena_t *arena = arena_get(tsdn, place->arena_ind, false);
+		if (mesh_arena_meshable(arena) && place->binind < SC_NBINS) {
+			place->bin = arena_get_bin(
+			    arena, place->binind, place->shard);
+			return true;
+		}
+	}
+	return false;
+}
+
 void
 mesh_scan_demand_all(tsdn_t *tsdn, mesh_demand_t *sum, const bin_t *own) {
+	bin_place_t at = {0};
 	memset(sum, 0, sizeof(*sum));
-	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
-		arena_t *arena = arena_get(tsdn, i, false);
-		if (!mesh_arena_meshable(arena)) {
+	while (bin_place_next(tsdn, &at)) {
+		const bin_info_t *info = &bin_infos[at.binind];
+		if (info->nregs == 1) {
 			continue;
 		}
-		for (szind_t j = 0; j < SC_NBINS; j++) {
-			const bin_info_t *info = &bin_infos[j];
-			if (info->nregs == 1) {
-				continue;
-			}
-			for (unsigned k = 0; k < info->n_shards; k++) {
-				bin_t *bin = arena_get_bin(arena, j, k);
-				malloc_mutex_lock(tsdn, &bin->lock);
-				size_t bytes = mesh_scan_demand(bin, j);
-				size_t slabs = bin->stats.curslabs
-				    * info->slab_size;
-				malloc_mutex_unlock(tsdn, &bin->lock);
-				*(bin == own ? &sum->own
-				             : &sum->others) += bytes;
-				sum->slabs += slabs;
-			}
-		}
+		malloc_mutex_lock(tsdn, &at.bin->lock);
+		size_t bytes = mesh_scan_demand(at.bin, at.binind);
+		size_t slabs = at.bin->stats.curslabs * info->slab_size;
+		malloc_mutex_unlock(tsdn, &at.bin->lock);
+		*(at.bin == own ? &sum->own : &sum->others) += bytes;
+		sum->slabs += slabs;
 	}
 }
 
@@ -208,24 +229,11 @@ bin_holes(const bin_t *bin, szind_t binind) {
 
 size_t
 mesh_scan_holes(tsdn_t *tsdn, size_t enough) {
-	size_t holes = 0;
-	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
-		arena_t *arena = arena_get(tsdn, i, false);
-		if (!mesh_arena_meshable(arena)) {
-			continue;
-		}
-		for (szind_t j = 0; j < SC_NBINS; j++) {
-			const bin_info_t *info = &bin_infos[j];
-			if (info->nregs == 1) {
-				continue;
-			}
-			for (unsigned k = 0; k < info->n_shards; k++) {
-				holes += bin_holes(
-				    arena_get_bin(arena, j, k), j);
-				if (holes >= enough) {
-					return holes;
-				}
-			}
+	bin_place_t at = {0};
+	size_t      holes = 0;
+	while (holes < enough && bin_place_next(tsdn, &at)) {
+		if (bin_infos[at.binind].nregs > 1) {
+			holes += bin_holes(at.bin, at.binind);
 		}
 	}
 	return holes;
@@ -275,20 +283,11 @@ mesh_scan_holes_own(tsdn_t *tsdn, size_t enough, bool *over) {
 
 size_t
 mesh_scan_freed(tsdn_t *tsdn) {
-	size_t freed = 0;
-	for (unsigned i = 0; config_stats && i < manual_arena_base; i++) {
-		arena_t *arena = arena_get(tsdn, i, false);
-		if (!mesh_arena_meshable(arena)) {
-			continue;
-		}
-		for (szind_t j = 0; j < SC_NBINS; j++) {
-			for (unsigned k = 0; k < bin_infos[j].n_shards; k++) {
-				const bin_t *bin = arena_get_bin(arena, j, k);
-				freed += *(const volatile uint64_t *)
-				         &bin->stats.ndalloc
-				    * bin_infos[j].reg_size;
-			}
-		}
+	bin_place_t at = {0};
+	size_t      freed = 0;
+	while (bin_place_next(tsdn, &at)) {
+		freed += *(const volatile uint64_t *)&at.bin->stats.ndalloc
+		    * bin_infos[at.binind].reg_size;
 	}
 	return freed;
 }
