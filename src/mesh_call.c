@@ -231,6 +231,12 @@ signal_pends(uint64_t mask, uintptr_t ours, unsigned flags) {
 	return false;
 }
 
+/* Whether the program wants the call to end. */
+static bool
+call_is_interrupted(const call_t *call) {
+	return signal_pends(call->mask, call->ours, /* flags */ 0);
+}
+
 void
 mesh_call_return(const ucontext_t *context) {
 	const greg_t *regs = context->uc_mcontext.gregs;
@@ -596,7 +602,7 @@ call_attempt(call_t *call) {
 				return r;
 			}
 			/* A stop just after its handler would hide the mark. */
-			if (signal_pends(call->mask, call->ours, 0)) {
+			if (call_is_interrupted(call)) {
 				return -EINTR;
 			}
 			mask = &call->mask;
@@ -705,7 +711,7 @@ transfer_attempt(mesh_transfer_t *transfer, call_t *call) {
 		if (r <= 0) {
 			return r;
 		}
-		if (signal_pends(call->mask, call->ours, 0)) {
+		if (call_is_interrupted(call)) {
 			return -EINTR;
 		}
 	}
@@ -723,7 +729,7 @@ transfer_go_on(mesh_transfer_t *transfer, call_t *call, uint64_t timeout_ns) {
 	if (is_for_parts) {
 		call->end_ns = now_ns() + timeout_ns;
 	}
-	while (mesh_transfer_next(transfer) && !signal_pends(call->mask, call->ours, 0)) {
+	while (mesh_transfer_next(transfer) && !call_is_interrupted(call)) {
 		long r = transfer_attempt(transfer, call);
 		signals_block();
 		if (r > 0) {

@@ -24,8 +24,8 @@ struct mesh_call_s {
 };
 
 /*
- * The handler of a signal, unless it has one of these flags; 0 if there is none.  libc does
- * not tell for the signals it reserves.
+ * The handler of a signal, unless it has one of these flags; 0 if there is none.  libc
+ * does not tell for the signals it reserves.
  */
 static inline uintptr_t
 mesh_call_signal_handler(int signum, unsigned flags) {
@@ -55,8 +55,8 @@ bool mesh_call_is_fragile(const mesh_call_t *call);
  * For the handler, last of all: goes on with the call that the signal has
  * interrupted, if it has.  seen is what the thread was seen in before,
  * entered_ns the time when the handler began, and ours its address.  While that lasts
- * the handler may run again, on top.  Returns false if the call has to end with EINTR though
- * no signal of the program's wants that.
+ * the handler may run again, on top.  Returns false if the call has to end with EINTR
+ * though no signal of the program's wants that.
  */
 bool mesh_call_go_on(ucontext_t *context, const mesh_call_t *seen,
     uint64_t entered_ns, uintptr_t ours);
