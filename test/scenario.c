@@ -129,15 +129,6 @@ thread_start(pthread_t *thread, void *(*main)(void *), void *arg) {
 	}
 }
 
-pid_t
-fork_or_die(void) {
-	pid_t pid = fork();
-	if (pid < 0) {
-		die("fork");
-	}
-	return pid;
-}
-
 void
 child_wait(pid_t pid, int status) {
 	int got;

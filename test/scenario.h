@@ -62,8 +62,6 @@ void load_stop(void);
 
 /* pthread_create() or die. */
 void thread_start(pthread_t *thread, void *(*main)(void *), void *arg);
-/* fork() or die. */
-pid_t fork_or_die(void);
 /* Waits for a child, expecting it to exit with this status. */
 void child_wait(pid_t pid, int status);
 /* Of a child that checks and churns: counts its meshes, exits with status 0. */

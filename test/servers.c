@@ -20,7 +20,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -135,31 +134,12 @@ idle(void) {
 	} while ((physical() + (1 << 20) < before || ms < 6000) && ms < 30000);
 }
 
-static void
-child_end(pid_t pid) {
-	int status;
-	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status)) {
-		die("child");
-	}
-	nbad += (size_t)WEXITSTATUS(status);
-}
-
-static pid_t
-child_begin(void) {
-	fflush(stdout);
-	pid_t pid = fork();
-	if (pid == -1) {
-		die("fork");
-	}
-	return pid;
-}
-
 /* Goes on in a child, as daemon(3) does. */
 static void
 daemonize(void) {
-	pid_t pid = child_begin();
+	pid_t pid = fork_or_die();
 	if (pid != 0) {
-		child_end(pid);
+		nbad += (size_t)child_status(pid);
 		exit(0);
 	}
 	setsid();
@@ -279,7 +259,7 @@ workers(void) {
 	uint64_t peak = 0, sum = 0;
 	fragment();
 	for (unsigned i = 0; i < NWORKERS; i++) {
-		if ((pids[i] = child_begin()) == 0) {
+		if ((pids[i] = fork_or_die()) == 0) {
 			uint64_t end = now_ns()
 			    + seconds * UINT64_C(1000000000);
 			while (now_ns() < end) {
@@ -297,7 +277,7 @@ workers(void) {
 	printf("\"peak\": %llu, \"mean\": %llu", (unsigned long long)peak,
 	    (unsigned long long)(sum / (10 * seconds)));
 	for (unsigned i = 0; i < NWORKERS; i++) {
-		child_end(pids[i]);
+		nbad += (size_t)child_status(pids[i]);
 	}
 }
 
@@ -309,7 +289,7 @@ children(void) {
 	idle();
 	report("meshed");
 	for (unsigned i = 0; i < NCHILDREN; i++) {
-		pid_t pid = child_begin();
+		pid_t pid = fork_or_die();
 		if (pid == 0) {
 			size_t bad = table_check(&held);
 			for (unsigned j = 0; j < 100; j++) {
@@ -318,7 +298,7 @@ children(void) {
 			bad += table_check(&held);
 			_exit((int)bad + (nthreads() != 1));
 		}
-		child_end(pid);
+		nbad += (size_t)child_status(pid);
 	}
 	report("end");
 }
@@ -388,11 +368,11 @@ frozen(void) {
 	fragment();
 	ctl_do("arena.4096.mesh");
 	report("meshed");
-	pid_t pid = child_begin();
+	pid_t pid = fork_or_die();
 	if (pid == 0) {
 		_exit(0);
 	}
-	child_end(pid);
+	nbad += (size_t)child_status(pid);
 	report("forked");
 	nbad += table_free(&held);
 	ctl_do("thread.tcache.flush");
@@ -488,7 +468,7 @@ vforker(void) {
 	if (pid == 0) {
 		child_of_vfork();
 	}
-	child_end(pid);
+	nbad += (size_t)child_status(pid);
 	report("ended");
 	serve_until_meshed();
 	report("served");
@@ -538,12 +518,13 @@ main(int argc, char **argv) {
 	static const struct {
 		const char *name;
 		void (*run)(void);
-	} scenarios[] = {{"live", live}, {"crowd", crowd}, {"daemon", live_as_daemon},
-	    {"grandchild", live_as_grandchild}, {"children", children},
-	    {"purge", purge}, {"dead", dead}, {"dead_slowly", dead_slowly},
-	    {"frozen", frozen}, {"alone", alone}, {"toggle", toggle},
-	    {"namespaces", namespaces}, {"refused", threads_refused},
-	    {"vfork", vforker}, {"quiet", quiet_daemon}, {"workers", workers},
+	} scenarios[] = {{"live", live}, {"crowd", crowd},
+	    {"daemon", live_as_daemon}, {"grandchild", live_as_grandchild},
+	    {"children", children}, {"purge", purge}, {"dead", dead},
+	    {"dead_slowly", dead_slowly}, {"frozen", frozen}, {"alone", alone},
+	    {"toggle", toggle}, {"namespaces", namespaces},
+	    {"refused", threads_refused}, {"vfork", vforker},
+	    {"quiet", quiet_daemon}, {"workers", workers},
 	    {"descriptors", descriptors_used_up}, {"plain", plain}};
 	group = argc == 3 ? argv[2] : NULL;
 	table_init(&held, NOBJECTS, 1, (uint64_t)1 << 32);

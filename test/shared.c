@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <jemalloc/jemalloc.h>
@@ -30,25 +29,6 @@
 
 static table_t held;
 static size_t  nbad;
-
-static void
-child_end(pid_t pid) {
-	int status;
-	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status)) {
-		die("child");
-	}
-	nbad += (size_t)WEXITSTATUS(status);
-}
-
-static pid_t
-child_begin(void) {
-	fflush(stdout);
-	pid_t pid = fork();
-	if (pid == -1) {
-		die("fork");
-	}
-	return pid;
-}
 
 /* Enough events of its arena for one tick. */
 static void
@@ -135,11 +115,11 @@ scan(void) {
 	low = thin(0, low, sparse);
 	high = held.n - nhigh;
 	size_t before = nmeshed(high, held.n, step);
-	pid_t  pid = child_begin();
+	pid_t  pid = fork_or_die();
 	if (pid == 0) {
 		_exit(0);
 	}
-	child_end(pid);
+	nbad += (size_t)child_status(pid);
 	size_t all = nhigh / step;
 	await_meshed(high, held.n, step, before + (all - before) / 8);
 	printf("{\"all\": %zu, \"before\": %zu, \"low\": %zu", all, before,
@@ -159,7 +139,7 @@ object_on(const object_t *o, unsigned npages) {
 static void
 own(unsigned npages) {
 	table_fill_some(&held, 60000, 320);
-	pid_t pid = child_begin();
+	pid_t pid = fork_or_die();
 	if (pid == 0) {
 		for (size_t i = 0; i < held.n; i++) {
 			if (object_on(&held.objects[i], npages)) {
@@ -174,7 +154,7 @@ own(unsigned npages) {
 		fflush(stdout);
 		_exit(nbad + table_check(&held) != 0);
 	}
-	child_end(pid);
+	nbad += (size_t)child_status(pid);
 }
 
 /* A child frees most objects bit by bit. */
@@ -183,7 +163,7 @@ pack(bool writes) {
 	enum { pace = 1000 };
 	table_fill_some(&held, 400000, 32);
 	size_t min = held.n / 4;
-	pid_t  pid = child_begin();
+	pid_t  pid = fork_or_die();
 	if (pid == 0) {
 		uint64_t npacked = 0;
 		for (size_t i = 0; writes && i < held.n; i++) {
@@ -203,7 +183,7 @@ pack(bool writes) {
 		fflush(stdout);
 		_exit(nbad + table_check(&held) != 0);
 	}
-	child_end(pid);
+	nbad += (size_t)child_status(pid);
 }
 
 int

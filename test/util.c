@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 void
 die(const char *what) {
@@ -19,6 +21,25 @@ now_ns(void) {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+pid_t
+fork_or_die(void) {
+	fflush(stdout);
+	pid_t pid = fork();
+	if (pid == -1) {
+		die("fork");
+	}
+	return pid;
+}
+
+int
+child_status(pid_t pid) {
+	int status;
+	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status)) {
+		die("child");
+	}
+	return WEXITSTATUS(status);
 }
 
 uint64_t

@@ -9,11 +9,17 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* Prints what failed and errno's meaning, and exits with status 2. */
 void die(const char *what) __attribute__((noreturn));
 
 uint64_t now_ns(void);
+
+/* fork(), with nothing left that both would print, or die. */
+pid_t fork_or_die(void);
+/* Waits for a child and returns its exit status, or dies if it ended otherwise. */
+int child_status(pid_t pid);
 
 /* Whether all bytes are zero. */
 bool is_zero(const void *p, size_t size);
