@@ -7,6 +7,8 @@
  *
  *     io_uring, Linux AIO, RDMA    mappings; known from the last count of these
  *                                  (mesh_splice.c)
+ *     io_uring                     a descriptor, which it has at once, and needs no
+ *                                  mappings with
  *     reads with O_DIRECT          a descriptor with that flag.  A stop has none under
  *                                  way, as it is a system call
  *
@@ -19,6 +21,7 @@
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
+#include "jemalloc/internal/malloc_io.h"
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_fd.h"
@@ -39,8 +42,8 @@
 #define PIN_FDS_MAX (1 << 20)
 
 /* The last answer, and until when it is good; guarded by the mesh lock. */
-static bool     direct_found;
-static uint64_t direct_due_ns;
+static bool     pins_found;
+static uint64_t pins_due_ns;
 
 /* Whether it reads past the kernel's cache; so does no pipe, with that flag or not. */
 static bool
@@ -51,7 +54,22 @@ fd_is_direct(int fd, int flags) {
 }
 
 static bool
-direct_look(void) {
+fd_is_ring(int fd) {
+	static const char ring[] = "anon_inode:[io_uring]";
+	struct stat       st;
+	char              path[32], link[sizeof(ring) - 1];
+	/* Those that are nowhere have no type. */
+	if (fstat(fd, &st) != 0 || (st.st_mode & S_IFMT) != 0) {
+		return false;
+	}
+	malloc_snprintf(path, sizeof(path), "/proc/thread-self/fd/%d", fd);
+	return syscall(SYS_readlinkat, AT_FDCWD, path, link, sizeof(link))
+	    == sizeof(link)
+	    && memcmp(link, ring, sizeof(link)) == 0;
+}
+
+static bool
+fds_look(void) {
 	/* Its size is the number of descriptors (Linux 6.2). */
 	struct stat st;
 	off_t left = stat("/proc/thread-self/fd", &st) == 0 ? st.st_size : 0;
@@ -62,7 +80,8 @@ direct_look(void) {
 		if (flags == -1 || mesh_fd_is_own(fd)) {
 			continue;
 		}
-		if (fd_is_direct(fd, flags)) {
+		if ((mesh_barrier_is_uffd() && fd_is_direct(fd, flags))
+		    || fd_is_ring(fd)) {
 			return true;
 		}
 		left--;
@@ -71,17 +90,17 @@ direct_look(void) {
 }
 
 static bool
-direct_open(void) {
+fds_pin(void) {
 	uint64_t begin = now_ns();
-	if (begin >= direct_due_ns) {
-		direct_found = direct_look();
+	if (begin >= pins_due_ns) {
+		pins_found = fds_look();
 		uint64_t end = now_ns();
-		direct_due_ns = end + (end - begin) * PIN_SHARE;
+		pins_due_ns = end + (end - begin) * PIN_SHARE;
 	}
-	return direct_found;
+	return pins_found;
 }
 
 bool
 mesh_pin_found(void) {
-	return mesh_splice_pins() || (mesh_barrier_is_uffd() && direct_open());
+	return mesh_splice_pins() || fds_pin();
 }
