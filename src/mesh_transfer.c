@@ -3,9 +3,9 @@
  * asked for a blocking one expects all of it, and gets less only if a signal comes.
  * Which is why they have to be gone on with if that was ours.
  *
- * Those to and from pipes and sockets, writes to terminals, zeros and random numbers.
+ * Those to and from pipes and sockets, writes to terminals, zeros and random numbers, and
+ * from file to file, where the kernel itself goes on until there is no more or no room.
  * Not where what was transferred may have come with other things, as descriptors do.
- * Files may be full, and then a signal would say so.
  *
  * Called by mesh_call in the handler of a signal: uses the stack and system calls only.
  * The kernel has just read the arguments, so what they point to is there.
@@ -59,6 +59,12 @@ fd_takes_all(int fd) {
 	        || (S_ISCHR(st.st_mode) && fd_is_terminal(fd)));
 }
 
+static bool
+fd_is_file(int fd) {
+	struct stat st;
+	return fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 /* Whether it gives zeros or random numbers, as many as one likes. */
 static bool
 fd_gives_all(int fd) {
@@ -97,7 +103,16 @@ mesh_transfer_begin(mesh_transfer_t *transfer, long nr, const uint64_t *seen,
 	case SYS_getrandom:
 		return true;
 	case SYS_read:
+	case SYS_pread64:
 		return fd_gives_all(fd);
+	case SYS_readv:
+	case SYS_preadv:
+	case SYS_preadv2:
+		transfer->vectors = (const struct iovec *)seen[1];
+		transfer->nvectors = (size_t)seen[2];
+		return fd_gives_all(fd);
+	case SYS_copy_file_range:
+		return true;
 	case SYS_write:
 		if (fd_is_socket(fd)) {
 			transfer->nr = SYS_sendto;
@@ -115,7 +130,7 @@ mesh_transfer_begin(mesh_transfer_t *transfer, long nr, const uint64_t *seen,
 		}
 		return fd_takes_all(fd);
 	case SYS_sendfile:
-		return fd_takes_all(fd);
+		return fd_takes_all(fd) || fd_is_file(fd);
 	case SYS_sendto:
 		args[3] |= send;
 		return socket_sends_all(fd, seen[3]);
@@ -182,6 +197,9 @@ mesh_transfer_next(mesh_transfer_t *transfer) {
 	uint64_t       *args = transfer->args;
 	uint64_t        done = transfer->done;
 	switch (transfer->nr) {
+	case SYS_readv:
+	case SYS_preadv:
+	case SYS_preadv2:
 	case SYS_writev: {
 		const struct iovec *vectors;
 		size_t              n;
@@ -215,6 +233,10 @@ mesh_transfer_next(mesh_transfer_t *transfer) {
 		/* It has moved on in the file. */
 		args[3] = seen[3] - done;
 		return done < seen[3];
+	case SYS_copy_file_range:
+		/* In both. */
+		args[4] = seen[4] - done;
+		return done < seen[4];
 	default: {
 		/* The buffer, and after it how long that is. */
 		unsigned where = transfer->nr == SYS_getrandom ? 0 : 1;
