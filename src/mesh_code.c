@@ -33,6 +33,38 @@ code_read(unsigned char *code, uintptr_t pc, size_t size) {
 #	define REG_NR_RDI 7
 
 /*
+ * Whether an instruction of two bytes is one of those; says whether the result goes to a
+ * register that is none of vectors, and to what the second operand names.
+ */
+static bool
+code_pair_known(unsigned op, bool *general, bool *to_rm) {
+	switch (op) {
+	case 0x10 ... 0x17: /* Of vectors: mov of all kinds, */
+	case 0x28 ... 0x2b:
+	case 0x2e ... 0x2f: /* comparisons, */
+	case 0x51 ... 0x6f: /* arithmetic, conversions, and, or, xor. */
+	case 0x7f:
+	case 0xd4:
+	case 0xd6:
+	case 0xdb:
+	case 0xef:
+		*general = false;
+		return true;
+	case 0x7e: /* movd, movq */
+		*to_rm = true;
+		return true;
+	case 0x2c ... 0x2d: /* Conversions from vectors; cmov, imul, movzx, movsx. */
+	case 0x40 ... 0x50:
+	case 0xaf:
+	case 0xb6 ... 0xb7:
+	case 0xbe ... 0xbf:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/*
  * The length of an instruction that computes or loads another register than that, or
  * writes to memory, as are made before a call; 0 if it is none of these.
  */
@@ -40,14 +72,21 @@ static size_t
 code_load_length(const unsigned char *code, size_t size, unsigned reg) {
 	size_t   at = 0;
 	unsigned rex = 0;
-	if ((code[at] & 0xf0) == 0x40) {
+	bool     prefixed = code[at] == 0x66 || code[at] == 0xf2
+	    || code[at] == 0xf3;
+	at += prefixed;
+	if (at < size && (code[at] & 0xf0) == 0x40) {
 		rex = code[at++];
 	}
 	if (at + 2 > size) {
 		return 0;
 	}
 	unsigned op = code[at++];
-	/* Whether the result goes to what the second operand names; immediate bytes. */
+	if (prefixed && op != 0x0f) {
+		return 0;
+	}
+	/* Where the result goes; immediate bytes. */
+	bool   general = true;
 	bool   to_rm = false;
 	size_t immediate = 0;
 	switch (op) {
@@ -76,6 +115,26 @@ code_load_length(const unsigned char *code, size_t size, unsigned reg) {
 	case 0x8b:
 	case 0x8d:
 		break;
+	case 0xc4: /* VEX: the bits of a prefix, inverted, and what it is a prefix of. */
+		rex = (unsigned)~code[at] >> 5 & 7;
+		if ((code[at] & 0x1f) != 1) {
+			return 0;
+		}
+		at++;
+		JEMALLOC_FALLTHROUGH;
+	case 0xc5: /* One byte less, and just one of the bits. */
+		rex = op == 0xc5 ? (unsigned)~code[at] >> 5 & 4 : rex;
+		at++;
+		JEMALLOC_FALLTHROUGH;
+	case 0x0f: /* Of two bytes. */
+		if (at + 2 > size) {
+			return 0;
+		}
+		op = code[at++];
+		if (!code_pair_known(op, &general, &to_rm)) {
+			return 0;
+		}
+		break;
 	case 0x69: /* imul */
 		immediate = 4;
 		break;
@@ -100,7 +159,7 @@ code_load_length(const unsigned char *code, size_t size, unsigned reg) {
 	unsigned base = modrm & 7;
 	unsigned to = to_rm ? base | (rex & 1) << 3
 	                    : (modrm >> 3 & 7) | (rex & 4) << 1;
-	if ((!to_rm || mod == 3) && to == reg) {
+	if (general && (!to_rm || mod == 3) && to == reg) {
 		return 0;
 	}
 	if (mod != 3 && base == 4) {
