@@ -65,6 +65,16 @@
 /* Longer timeouts are as good as none. */
 #define TIMEOUT_SECONDS_MAX 1000000000
 
+/* What older <sys/syscall.h> lack. */
+#ifndef SYS_futex_waitv
+#	define SYS_futex_waitv 449 /* Linux 5.16 */
+#endif
+#ifndef SYS_futex_wake
+#	define SYS_futex_wake 454 /* Linux 6.7 */
+#	define SYS_futex_wait 455
+#	define SYS_futex_requeue 456
+#endif
+
 /* There is one, or it could not be told where in it a thread is. */
 #if __has_attribute(noclone)
 #	define CALL_NOCLONE __attribute__((noclone))
@@ -388,33 +398,123 @@ terminal_collects(int fd) {
 	    && (termios.c_cc[VMIN] > 1 || termios.c_cc[VTIME] > 0);
 }
 
-bool
-mesh_call_is_fragile(const mesh_call_t *call) {
+/* Reading and writing files nothing can interrupt, but where a process serves them. */
+static bool
+fd_is_served(int fd) {
+	struct stat st;
+	return fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+/* Whether it waits for more than there is, or would take the same twice. */
+static bool
+socket_collects(int fd, uint64_t flags) {
+	uint64_t twice = MSG_PEEK | MSG_WAITALL;
+	return (flags & twice) == twice || socket_option(fd, SO_RCVLOWAT) > 1;
+}
+
+/* They wait for another socket, of which nothing is known. */
+static bool
+socket_is_datagram(int fd) {
+	return socket_option(fd, SO_DOMAIN) == AF_UNIX
+	    && socket_option(fd, SO_TYPE) == SOCK_DGRAM
+	    && mesh_transfer_timeout(fd, SO_SNDTIMEO, NULL);
+}
+
+mesh_frailty_t
+mesh_call_frailty(const mesh_call_t *call) {
 	const uint64_t *args = call->args;
 	int             fd = (int)args[0];
+	bool            fragile = false;
 	switch (call->nr) {
 	case SYS_read:
-		return terminal_collects(fd);
-	case SYS_close:
-		/* Which has no descriptor any more, and may linger. */
-		return true;
+	case SYS_readv:
+	case SYS_preadv2:
+		fragile = fd_is_served(fd) || terminal_collects(fd)
+		    || socket_collects(fd, 0);
+		break;
+	case SYS_pread64:
+	case SYS_preadv:
+	case SYS_write:
+	case SYS_writev:
+	case SYS_pwrite64:
+	case SYS_pwritev:
+	case SYS_pwritev2:
+		fragile = fd_is_served(fd);
+		break;
+	case SYS_recvmsg:
+		fragile = socket_collects(fd, args[2]);
+		break;
+	case SYS_recvfrom:
+	case SYS_recvmmsg:
+		fragile = socket_collects(fd, args[3]);
+		break;
 	case SYS_splice:
-		return mesh_transfer_timeout(fd, SO_RCVTIMEO, NULL)
+		fragile = mesh_transfer_timeout(fd, SO_RCVTIMEO, NULL)
 		    || mesh_transfer_timeout(
 		        (int)args[2], SO_SNDTIMEO, NULL);
+		break;
 	case SYS_sendto:
 	case SYS_sendmsg:
 	case SYS_sendmmsg:
-		/* They wait for another socket, of which nothing is known. */
-		return socket_option(fd, SO_DOMAIN) == AF_UNIX
-		    && socket_option(fd, SO_TYPE) == SOCK_DGRAM
-		    && mesh_transfer_timeout(fd, SO_SNDTIMEO, NULL);
+		return socket_is_datagram(fd) ? mesh_frailty_fragile
+		                              : mesh_frailty_where;
 	case SYS_clock_nanosleep:
-		return (args[1] & TIMER_ABSTIME) != 0
+		fragile = (args[1] & TIMER_ABSTIME) != 0
 		    && !clock_is_wall((clockid_t)args[0]);
+		break;
+	case SYS_connect:
+	case SYS_copy_file_range:
+	case SYS_open:
+	case SYS_openat:
+	case SYS_openat2:
+	case SYS_sendfile:
+		return mesh_frailty_where;
+	case SYS_accept:
+	case SYS_accept4:
+	case SYS_epoll_pwait:
+	case SYS_epoll_pwait2:
+	case SYS_epoll_wait:
+	case SYS_exit:
+	case SYS_exit_group:
+	case SYS_fcntl:
+	case SYS_flock:
+	case SYS_futex:
+	case SYS_futex_requeue:
+	case SYS_futex_wait:
+	case SYS_futex_waitv:
+	case SYS_futex_wake:
+	case SYS_getrandom:
+	case SYS_io_getevents:
+	case SYS_io_pgetevents:
+	case SYS_mq_timedreceive:
+	case SYS_mq_timedsend:
+	case SYS_msgrcv:
+	case SYS_msgsnd:
+	case SYS_nanosleep:
+	case SYS_pause:
+	case SYS_poll:
+	case SYS_ppoll:
+	case SYS_pselect6:
+	case SYS_restart_syscall:
+	case SYS_rt_sigsuspend:
+	case SYS_rt_sigtimedwait:
+	case SYS_sched_yield:
+	case SYS_select:
+	case SYS_semop:
+	case SYS_semtimedop:
+	case SYS_tee:
+	case SYS_vmsplice:
+	case SYS_wait4:
+	case SYS_waitid:
+		break;
 	default:
-		return false;
+		/*
+		 * Who knows: close(2) that lingers has no descriptor any more, and
+		 * ioctl(2), io_uring_enter(2) and what processes serve say EINTR.
+		 */
+		fragile = true;
 	}
+	return fragile ? mesh_frailty_fragile : mesh_frailty_none;
 }
 
 /*
@@ -871,10 +971,10 @@ mesh_call_is_timed(const mesh_call_t *call) {
 	return false;
 }
 
-bool
-mesh_call_is_fragile(const mesh_call_t *call) {
+mesh_frailty_t
+mesh_call_frailty(const mesh_call_t *call) {
 	(void)call;
-	return false;
+	return mesh_frailty_none;
 }
 
 bool

@@ -46,10 +46,16 @@ mesh_call_signal_handler(int signum, unsigned flags) {
 bool mesh_call_is_timed(const mesh_call_t *call);
 
 /*
- * Whether a signal would end it, cut it short or have it begin anew, and nothing can be
- * done about that.
+ * Whether a signal would end a call that a thread sleeps in, cut it short or have it
+ * begin anew, and nothing can be done about that; perhaps it depends on where in the
+ * kernel it sleeps.
  */
-bool mesh_call_is_fragile(const mesh_call_t *call);
+typedef enum {
+	mesh_frailty_none,
+	mesh_frailty_where,
+	mesh_frailty_fragile
+} mesh_frailty_t;
+mesh_frailty_t mesh_call_frailty(const mesh_call_t *call);
 
 /*
  * For the handler, last of all: goes on with the call that the signal has

@@ -478,6 +478,24 @@ call_awaits(const mesh_call_t *call) {
 }
 
 /*
+ * Whether a signal would spoil a thread's call.  Those that another process answers, it
+ * has that begin again, or give up.
+ */
+static bool
+call_is_fragile(
+    const mesh_tasks_t *tasks, uint32_t tid, const mesh_call_t *call) {
+	mesh_frailty_t frailty = mesh_call_frailty(call);
+	if (frailty != mesh_frailty_where) {
+		return frailty == mesh_frailty_fragile;
+	}
+	const char *where = mesh_tasks_where(tasks, tid);
+	return where != NULL
+	    && (strstr(where, "seccomp") != NULL
+	        || strstr(where, "request_wait_answer") != NULL
+	        || strstr(where, "fuse") != NULL);
+}
+
+/*
  * The same of a process that may not read its own calls, as it has changed its user.  A
  * call that is not known to the kernel for its end, or for what is left of it, is to be
  * seen soon after it has begun.
@@ -570,7 +588,7 @@ thread_look(const mesh_tasks_t *tasks, stop_thread_t *thread, uint64_t now) {
 	if (tid != (uint32_t)stop_pid && !stack_has_room(call->sp)) {
 		return stop_small_stack;
 	}
-	return mesh_call_is_fragile(call)      ? stop_fragile
+	return state == 'S' && call_is_fragile(tasks, tid, call) ? stop_fragile
 	    : late && mesh_call_is_timed(call) ? mesh_stop_timed
 	                                       : NULL;
 }

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
@@ -334,6 +335,42 @@ case_transfers(void) {
 }
 
 /******************************************************************************/
+/* From file to file, and from devices that have as much as one likes. */
+
+#define COPY ((size_t)16 << 20)
+
+static int
+file_make(void) {
+	int fd = memfd_create("copy", MFD_CLOEXEC);
+	if (fd == -1 || ftruncate(fd, COPY) != 0) {
+		die("memfd_create");
+	}
+	return fd;
+}
+
+static void
+case_copies(void) {
+	unsigned char *buf = outside_alloc(COPY);
+	struct iovec vectors[2] = {{buf, COPY / 2}, {buf + COPY / 2, COPY / 2}};
+	int          in = file_make(), out = file_make();
+	int          zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	int          random = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+	mesher_start(0);
+	for (; count < 200; count += 5) {
+		off_t   from[2] = {0, 0}, to = 0;
+		ssize_t sizes[] = {sendfile(out, in, &from[0], COPY),
+		    copy_file_range(in, &from[1], out, &to, COPY, 0),
+		    readv(zero, vectors, 2), pread(zero, buf, COPY, 0),
+		    preadv(random, vectors, 2, 0)};
+		lseek(out, 0, SEEK_SET);
+		for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+			bad += sizes[i] != COPY;
+		}
+	}
+	mesher_end();
+}
+
+/******************************************************************************/
 /* Signals of the program's end calls, though the kernel would begin them anew. */
 
 static volatile sig_atomic_t caught, caught_elsewhere;
@@ -512,10 +549,11 @@ wait_end(int fd, int other) {
 
 /* A terminal that gives what there is after a while, here nothing. */
 static int
-wait_terminal(void) {
+wait_terminal_by(bool vectors) {
 	int            pty = posix_openpt(O_RDWR | O_NOCTTY);
 	struct termios termios;
 	char           byte;
+	struct iovec   vector = {&byte, 1};
 	if (pty == -1 || grantpt(pty) != 0 || unlockpt(pty) != 0) {
 		die("posix_openpt");
 	}
@@ -526,8 +564,44 @@ wait_terminal(void) {
 	termios.c_cc[VTIME] = (cc_t)(waits_ms / 100);
 	tcsetattr(fd, TCSANOW, &termios);
 	wait_begin();
-	bad += read(fd, &byte, 1) != 0;
+	bad += (vectors ? readv(fd, &vector, 1) : read(fd, &byte, 1)) != 0;
 	return wait_end(fd, pty);
+}
+
+static int
+wait_terminal(void) {
+	return wait_terminal_by(false);
+}
+
+static int
+wait_terminal_vector(void) {
+	return wait_terminal_by(true);
+}
+
+/* For completions, of which there are none; slabs do not mesh meanwhile. */
+static int
+wait_ring(void) {
+	struct io_uring_params        params = {0};
+	struct timespec               ts = {waits_ms / 1000, 0};
+	struct io_uring_getevents_arg arg = {.ts = (uintptr_t)&ts};
+	int fd = (int)syscall(SYS_io_uring_setup, 4, &params);
+	if (fd == -1) {
+		fprintf(stderr, "io_uring_setup: %s\n", strerror(errno));
+		exit(77);
+	}
+	sleep_ms(100);
+	ctl_epoch();
+	size_t nmeshes = mesh_stat("nmeshes");
+	wait_begin();
+	bad += syscall(SYS_io_uring_enter, fd, 0, 1,
+	           IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &arg,
+	           sizeof(arg))
+	        != -1
+	    || errno != ETIME;
+	int took = wait_end(fd, -1);
+	ctl_epoch();
+	bad += mesh_stat("nmeshes") != nmeshes;
+	return took;
 }
 
 /* Of a socket with a timeout whose peer takes nothing. */
@@ -611,6 +685,30 @@ wait_part(void) {
 	return wait_end(fds[0], fds[1]);
 }
 
+/* The same, of what the socket is told to wait for; or looking on. */
+static int
+wait_mark(void) {
+	int  fds[2], mark = 10;
+	char bytes[10];
+	wait_pair(fds, true);
+	setsockopt(fds[0], SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof(mark));
+	bad += send(fds[1], bytes, 7, 0) != 7;
+	wait_begin();
+	bad += read(fds[0], bytes, sizeof(bytes)) != 7;
+	return wait_end(fds[0], fds[1]);
+}
+
+static int
+wait_peek(void) {
+	int  fds[2];
+	char bytes[10];
+	wait_pair(fds, true);
+	bad += send(fds[1], bytes, 7, 0) != 7;
+	wait_begin();
+	bad += recv(fds[0], bytes, sizeof(bytes), MSG_PEEK | MSG_WAITALL) != 7;
+	return wait_end(fds[0], fds[1]);
+}
+
 /* Much more than there is room for. */
 static int
 wait_send_to(bool tcp) {
@@ -648,7 +746,9 @@ wait_semaphore(void) {
 static const struct {
 	const char *name;
 	int (*wait)(void);
-} waits[] = {{"terminal", wait_terminal}, {"datagram", wait_datagram},
+} waits[] = {{"terminal", wait_terminal},
+    {"terminal vector", wait_terminal_vector}, {"ring", wait_ring},
+    {"mark", wait_mark}, {"peek", wait_peek}, {"datagram", wait_datagram},
     {"linger", wait_linger}, {"epoll", wait_epoll}, {"recv", wait_recv},
     {"part", wait_part}, {"send", wait_send}, {"send unix", wait_send_unix},
     {"semaphore", wait_semaphore}};
@@ -693,9 +793,9 @@ case_secret(void) {
 static const struct {
 	const char *name;
 	void (*run)(void);
-} cases[] = {{"transfers", case_transfers}, {"ends", case_ends},
-    {"first", case_first}, {"flood", case_flood}, {"waits", case_waits},
-    {"secret", case_secret}};
+} cases[] = {{"transfers", case_transfers}, {"copies", case_copies},
+    {"ends", case_ends}, {"first", case_first}, {"flood", case_flood},
+    {"waits", case_waits}, {"secret", case_secret}};
 
 int
 main(int argc, char **argv) {

@@ -14,6 +14,8 @@ def case(program):
 
     def run(*args):
         run = program("calls").run(*args, conf=CONF)
+        if run.returncode == 77:
+            pytest.skip(f"not to be had here: {run.stderr}")
         assert run.returncode == 0 and run.json["bad"] == 0, run
         assert run.json["calls"] > 0 and run.json["mesh"]["nmeshes"] > 0, run
         return run.json
@@ -29,6 +31,14 @@ def test_transfers(case, kind):
     this pace.
     """
     assert case("transfers", kind)["calls"] > 20
+
+
+def test_copies(case):
+    """So are those from file to file, and reads of devices that never end.
+
+    Where they were not gone on with, 9 in 10 were short.
+    """
+    case("copies")
 
 
 @pytest.mark.parametrize("kind", ["read", "recv", "flock", "waitpid"])
@@ -62,8 +72,8 @@ def test_signal_of_a_stop_ends_no_call(case):
 
 
 @pytest.mark.parametrize(
-    "kind", ["terminal", "datagram", "linger", "epoll", "recv", "part", "send",
-             "send unix", "semaphore"])
+    "kind", ["terminal", "terminal vector", "ring", "mark", "peek", "datagram", "linger",
+             "epoll", "recv", "part", "send", "send unix", "semaphore"])
 @pytest.mark.parametrize("who", ["waits", "secret"])
 def test_waits_last_as_long_as_they_shall(case, kind, who):
     """Those that nobody can go on with are left alone, and those of another user.
@@ -71,7 +81,7 @@ def test_waits_last_as_long_as_they_shall(case, kind, who):
     Where any call was stopped in, terminals waited without end and connections for 0.04 s;
     of another user 0.8 to 1.8 s, or it was EINTR.
     """
-    if who == "secret" and kind in ("terminal", "datagram", "linger"):
+    if who == "secret" and kind in ("terminal", "terminal vector", "datagram", "linger"):
         pytest.skip("which call it is cannot be read then")
     result = case(who, kind)
     assert 990 <= result["shortest"] and result["longest"] < 1300, result
