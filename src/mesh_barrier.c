@@ -69,6 +69,9 @@
 #define BARRIER_FEATURES                                                       \
 	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
 
+/* What threads stand still for before the last of them has been stopped. */
+#define BARRIER_SLOW_NS UINT64_C(2000000)
+
 mesh_barrier_t opt_mesh_barrier = mesh_barrier_auto;
 
 const char *const mesh_barrier_names[] = {
@@ -241,6 +244,11 @@ mesh_barrier_begin(void) {
 		signals_set(barrier_signals, NULL);
 	}
 	return why;
+}
+
+bool
+mesh_barrier_is_slow(void) {
+	return barrier_stops && mesh_stop_took_ns() > BARRIER_SLOW_NS;
 }
 
 void

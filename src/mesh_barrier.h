@@ -37,6 +37,8 @@ const mesh_fd_t *mesh_barrier_fd(void);
  */
 const char *mesh_barrier_begin(void);
 void        mesh_barrier_end(void);
+/* Whether writers waited for long before the last batch.  The mesh lock is held. */
+bool mesh_barrier_is_slow(void);
 
 /*
  * Makes room for the pages of size bytes of private ranges, as one batch may take

@@ -51,7 +51,8 @@
 #	define MADV_POPULATE_READ 22 /* Linux 5.14 */
 #endif
 
-/* Most bytes that follow at once: a writer may wait for all of it. */
+/* Most pairs, and most bytes that follow at once: a writer may wait for all of it. */
+#define PAIRS_MAX (MESH_BATCH_PAIRS / MESH_BATCH_TIMES)
 #define PAIRS_SIZE_MAX (ZU(1) << 18)
 
 /* A range that moves. */
@@ -321,11 +322,15 @@ batch_unit_add(
 }
 
 unsigned
+mesh_batch_times(void) {
+	return mesh_barrier_is_slow() ? MESH_BATCH_TIMES : 1;
+}
+
+unsigned
 mesh_batch_pairs_max(const mesh_site_t *site) {
 	size_t fit = PAIRS_SIZE_MAX / site_size(site);
-	return fit < 1               ? 1
-	    : fit < MESH_BATCH_PAIRS ? (unsigned)fit
-	                             : MESH_BATCH_PAIRS;
+	size_t max = fit < 1 ? 1 : fit < PAIRS_MAX ? fit : PAIRS_MAX;
+	return (unsigned)max * mesh_batch_times();
 }
 
 static bool
@@ -974,7 +979,7 @@ mesh_batch_pairs(tsdn_t *tsdn, mesh_site_t *site, edata_t **leaders,
 	batch_begin(batch);
 	mesh_store_windows_bound();
 	assert(n <= mesh_batch_pairs_max(site));
-	if (site_spares(tsdn, site, MESH_BATCH_PAIRS)) {
+	if (site_spares(tsdn, site, n)) {
 		return (mesh_batch_result_t){0};
 	}
 	malloc_mutex_lock(tsdn, &site->bin->lock);
@@ -992,7 +997,7 @@ mesh_batch_lead(tsdn_t *tsdn, mesh_site_t *site, edata_t **slabs, unsigned n) {
 	batch->alone = true;
 	mesh_store_windows_bound();
 	assert(n <= mesh_batch_pairs_max(site));
-	if (site_spares(tsdn, site, MESH_BATCH_PAIRS)) {
+	if (site_spares(tsdn, site, n)) {
 		return (mesh_batch_result_t){0};
 	}
 	malloc_mutex_lock(tsdn, &site->bin->lock);

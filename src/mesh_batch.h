@@ -5,7 +5,9 @@
 #include "jemalloc/internal/mesh.h"
 
 /* Most pairs of a follower and a leader that move behind one barrier. */
-#define MESH_BATCH_PAIRS 64
+#define MESH_BATCH_PAIRS 256
+/* How much larger batches are where writers wait for long before one begins. */
+#define MESH_BATCH_TIMES 4
 /* Most ranges that do, leaders included. */
 #define MESH_BATCH_MOVES (2 * MESH_BATCH_PAIRS)
 /* Most units that follow one leader in one batch. */
@@ -54,10 +56,12 @@ bool mesh_arena_meshable(arena_t *arena);
  * lead: slabs, as many at most, go to the store.
  * group: what it can of the units units[0, n), slabs or leaders with their
  * followers, comes to follow leader; n is at most MESH_BATCH_UNITS.
+ * times: how much larger batches are now than they need be.
  * thaw: the frozen members of a group that may have ended come back into the
  * store, as many as one batch takes.
  */
 unsigned            mesh_batch_pairs_max(const mesh_site_t *site);
+unsigned            mesh_batch_times(void);
 mesh_batch_result_t mesh_batch_pairs(tsdn_t *tsdn, mesh_site_t *site,
     edata_t **leaders, edata_t **followers, unsigned n);
 mesh_batch_result_t mesh_batch_lead(

@@ -8,10 +8,21 @@
 
 /* jemalloc's own clock ticks in milliseconds, too coarse for meshing. */
 static inline uint64_t
-now_ns(void) {
+clock_ns(clockid_t clock) {
 	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
+	clock_gettime(clock, &ts);
 	return (uint64_t)ts.tv_sec * KQU(1000000000) + (uint64_t)ts.tv_nsec;
+}
+
+static inline uint64_t
+now_ns(void) {
+	return clock_ns(CLOCK_MONOTONIC);
+}
+
+/* What this thread has run. */
+static inline uint64_t
+cpu_ns(void) {
+	return clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 /* Made by number: libc's function is a cancellation point, malloc() is none. */

@@ -49,6 +49,14 @@
  * on with, its slices come as often as they may take this share in all.
  */
 #define SLICE_NS_TICK UINT64_C(1000000)
+/*
+ * One that takes longer than SLICE_NS_MAX puts off the next by so many times what is
+ * beyond it: what it runs, as it has many threads to stop, and what it takes, if it waits
+ * for a processor or its share of one, as others may have to then.  Never for longer.
+ */
+#define SLICE_RAN_REST 4
+#define SLICE_TOOK_REST 2
+#define SLICE_REST_NS_MAX UINT64_C(2000000000)
 /* When to look again whether slabs have died, once all are out. */
 #define LIMBO_REST_NS UINT64_C(50000000)
 /* How much more often slices come while a pass is asked for. */
@@ -124,6 +132,8 @@ static unsigned    slice_arena;
 static unsigned    slice_bin;
 static unsigned    slice_shard;
 static uint64_t    slice_last_ns;
+/* Until then there is none, as the last one took too long. */
+static uint64_t slice_rest_until_ns;
 /* The bin in which a fork has put an end to one, if any, and where it goes on. */
 static bin_t    *slice_resume_bin;
 static uintptr_t slice_resume_at;
@@ -509,13 +519,9 @@ slice_may_stop(void) {
 	return !timed;
 }
 
-/*
- * Works for about ns.  The mesh lock is held.  Returns true if there is more to
- * do soon: it was cut short, or a bin is only backing off.
- */
+/* See slice_run(). */
 static bool
-slice_run(tsdn_t *tsdn, uint64_t ns) {
-	slice_last_ns = now_ns();
+slice_work(tsdn_t *tsdn, uint64_t ns) {
 	bool hurry = (opt_mesh_period_ms == 0);
 	if (mesh_view_pending(tsdn, hurry)
 	    || (!hurry && forked_ns != 0
@@ -594,6 +600,30 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	return later || worked;
 }
 
+static uint64_t
+ns_beyond(uint64_t took_ns) {
+	return took_ns > SLICE_NS_MAX ? took_ns - SLICE_NS_MAX : 0;
+}
+
+/*
+ * Works for about ns.  The mesh lock is held.  Returns true if there is more to
+ * do soon: it was cut short, or a bin is only backing off.
+ */
+static bool
+slice_run(tsdn_t *tsdn, uint64_t ns) {
+	slice_last_ns = now_ns();
+	uint64_t began_cpu_ns = cpu_ns();
+	bool     more = slice_work(tsdn, ns);
+	uint64_t end_ns = now_ns();
+	uint64_t rest_ns = opt_mesh_period_ms == 0
+	    ? 0
+	    : ns_beyond(cpu_ns() - began_cpu_ns) * SLICE_RAN_REST
+	        + ns_beyond(end_ns - slice_last_ns) * SLICE_TOOK_REST;
+	slice_rest_until_ns = end_ns
+	    + (rest_ns < SLICE_REST_NS_MAX ? rest_ns : SLICE_REST_NS_MAX);
+	return more;
+}
+
 /*
  * From one slice to the next.  Where a signal stops threads that may sleep in calls
  * with a timeout, it has to be known when these began, while there is something to do.
@@ -632,8 +662,12 @@ slice_wait_ns(void) {
 	} else if (slice_scan.site.bin != NULL) {
 		period /= slice_scan.speed;
 	}
-	uint64_t since = now_ns() - slice_last_ns;
-	return since < period ? period - since : 0;
+	uint64_t due = slice_last_ns + period;
+	if (due < slice_rest_until_ns) {
+		due = slice_rest_until_ns;
+	}
+	uint64_t now = now_ns();
+	return now < due ? due - now : 0;
 }
 
 /* When background thread 0 is needed again: in ns, or for waiters before. */
@@ -753,8 +787,7 @@ tick_too_early(void) {
  */
 static uint64_t
 look_pause_ns(uint64_t took_ns) {
-	uint64_t most = 2
-	    * atomic_load_u64(&look_cost_ns, ATOMIC_RELAXED);
+	uint64_t most = 2 * atomic_load_u64(&look_cost_ns, ATOMIC_RELAXED);
 	most = most < LOOK_COST_NS_MIN ? LOOK_COST_NS_MIN : most;
 	uint64_t cost = took_ns < most ? took_ns : most;
 	atomic_store_u64(&look_cost_ns, cost, ATOMIC_RELAXED);
@@ -839,12 +872,13 @@ gc_too_early(tsdn_t *tsdn) {
 /* What a slice in a tick may take now; 0 if it is too early for one. */
 static uint64_t
 tick_ns(void) {
-	uint64_t since = now_ns() - slice_last_ns;
+	uint64_t now = now_ns();
+	uint64_t since = now - slice_last_ns;
 	uint64_t ns = since / SLICE_SHARE;
 	if (opt_mesh_period_ms == 0) {
 		return SLICE_NS_MIN;
 	}
-	if (ns < SLICE_NS_MIN
+	if (ns < SLICE_NS_MIN || now < slice_rest_until_ns
 	    || (slice_scan.site.bin == NULL && !request_pending()
 	        && since < (uint64_t)opt_mesh_period_ms * KQU(1000000))) {
 		return 0;
@@ -1028,7 +1062,7 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 		return;
 	}
 	malloc_mutex_lock(tsdn, &mesh_mtx);
-	mesh_limbo_try_again(arena);
+	mesh_limbo_hurry(arena);
 	while (!limbo_step(tsdn, arena, SLICE_NS_MAX)) {
 		/* Lets others take it, fork for one. */
 		malloc_mutex_unlock(tsdn, &mesh_mtx);

@@ -53,7 +53,7 @@ static const uint8_t attempt_min[] = {
 #define LEAD_GAP_MAX 3
 #define LEAD_GAP_MAX_SCARCE 48
 /* Runs of one batch: a writer may have to wait for all of them. */
-#define BATCH_RUNS 16
+#define BATCH_RUNS (16 * mesh_batch_times())
 /*
  * Slices are more frequent, by these factors, if one byte in so many could be
  * released.

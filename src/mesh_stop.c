@@ -172,6 +172,9 @@ static atomic_u32_t stop_nwanted;
 /* Calls of the program's that ended with EINTR because of us. */
 static atomic_zu_t stop_ninterrupted;
 
+/* From the first signal until all were parked, the last time. */
+static uint64_t stop_took_ns;
+
 /* Whether jemalloc's own threads run on. */
 static bool stop_spares_own;
 
@@ -834,10 +837,16 @@ world_park(mesh_tasks_t *tasks, uint32_t self) {
 			poll_ns *= 2;
 		}
 	}
+	stop_took_ns = now_ns() - begin;
 	if (why != NULL) {
 		mesh_stop_resume();
 	}
 	return why;
+}
+
+uint64_t
+mesh_stop_took_ns(void) {
+	return stop_took_ns;
 }
 
 /*

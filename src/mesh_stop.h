@@ -20,6 +20,8 @@ const char *mesh_stop_boot(void);
  */
 const char *mesh_stop_world(bool own);
 void        mesh_stop_resume(void);
+/* How long the last stop took, from the first thread to the last.  The mesh lock is held. */
+uint64_t mesh_stop_took_ns(void);
 /*
  * The same reason for all threads, as far as it can be told without stopping anybody.
  * Threads that were looked at lately are known to be in calls that have just begun.  The mesh lock
