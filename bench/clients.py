@@ -100,11 +100,11 @@ SITUATIONS = {"alone": (nothing, False), "quota": (nothing, True),
 
 def measure(args, beside, quota, server):
     """The figures of one run on a server that has just started."""
+    if quota:
+        quota.limit(args.quota)
     keys = load.fill(server, args.mb)
     made = load.exchanges(keys)
     nmeshes = server.mesh_stats().get("nmeshes", 0)
-    if quota:
-        quota.limit(args.quota)
     client = load.Client(server.address, made)
     other = multiprocessing.get_context("fork").Process(
         target=beside, daemon=True, args=(server,))

@@ -37,8 +37,9 @@
  *     background thread, tick, mallctl
  *         |
  *     mesh_pass          when which bin is scanned
- *         |     \
- *         |      mesh_worker           which thread does it, and when that begins
+ *         |     \   \
+ *         |      \   mesh_quota        how much of the processors there is
+ *         |       mesh_worker          which thread does it, and when that begins
  *     mesh_scan          finds candidates of a bin, has them matched
  *         |     \   \
  *         |      \   mesh_walk, mesh_purge   slabs by address; pages inside them

@@ -25,6 +25,7 @@
 #include "jemalloc/internal/mesh_pack.h"
 #include "jemalloc/internal/mesh_pagemap.h"
 #include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_quota.h"
 #include "jemalloc/internal/mesh_scan.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_stop.h"
@@ -52,7 +53,7 @@
 /*
  * One that takes longer than SLICE_NS_MAX puts off the next by so many times what is
  * beyond it: what it runs, as it has many threads to stop, and what it takes, if it waits
- * for a processor or its share of one, as others may have to then.  Never for longer.
+ * for a processor, as others may have to then.  Never for longer.
  */
 #define SLICE_RAN_REST 4
 #define SLICE_TOOK_REST 2
@@ -61,6 +62,8 @@
 #define LIMBO_REST_NS UINT64_C(50000000)
 /* How much more often slices come while a pass is asked for. */
 #define REQUEST_SPEED 8
+/* With less, slices are no more frequent than usual. */
+#define QUOTA_PLENTY (2 * MESH_QUOTA_UNIT)
 /*
  * Until there is something to mesh ticks look for it, and that may take one part in
  * so many of the time.
@@ -117,8 +120,8 @@
  * begins with is not worth it: two descriptors, some mappings, a thread that wakes.
  */
 #define START_HOLES (ZU(1) << 20)
-/* So often it is looked where threads sleep; less than STOP_LATE_NS. */
-#define LOOK_NS_MAX UINT64_C(20000000)
+/* So often it is looked where threads sleep. */
+#define LOOK_NS UINT64_C(20000000)
 /* Looks at a bin that fruitless scans may make us pass over, at most. */
 #define BACKOFF_MAX 127
 
@@ -620,12 +623,11 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 	uint64_t began_cpu_ns = cpu_ns();
 	bool     more = slice_work(tsdn, ns);
 	uint64_t end_ns = now_ns();
-	uint64_t rest_ns = opt_mesh_period_ms == 0
-	    ? 0
-	    : ns_beyond(cpu_ns() - began_cpu_ns) * SLICE_RAN_REST
-	        + ns_beyond(end_ns - slice_last_ns) * SLICE_TOOK_REST;
-	slice_rest_until_ns = end_ns
-	    + (rest_ns < SLICE_REST_NS_MAX ? rest_ns : SLICE_REST_NS_MAX);
+	uint64_t rest_ns = ns_beyond(cpu_ns() - began_cpu_ns) * SLICE_RAN_REST
+	    + ns_beyond(end_ns - slice_last_ns) * SLICE_TOOK_REST;
+	slice_rest_until_ns = opt_mesh_period_ms == 0 ? 0
+	                                              : end_ns
+	        + (rest_ns < SLICE_REST_NS_MAX ? rest_ns : SLICE_REST_NS_MAX);
 	return more;
 }
 
@@ -636,17 +638,24 @@ slice_run(tsdn_t *tsdn, uint64_t ns) {
 static uint64_t
 slice_period_ns(void) {
 	uint64_t period = (uint64_t)opt_mesh_period_ms * KQU(1000000);
+	/* Less than STOP_LATE_NS. */
+	uint64_t look = mesh_quota_get() < QUOTA_PLENTY ? 2 * LOOK_NS
+	                                                : LOOK_NS;
 	return mesh_barrier_get() == mesh_barrier_signal
 	        && (slice_scan.site.bin != NULL
 	            || mesh_pass_refused() == mesh_stop_timed)
-	        && period > LOOK_NS_MAX
-	    ? LOOK_NS_MAX
+	        && period > look
+	    ? look
 	    : period;
 }
 
 static uint64_t
 slice_ns(void) {
 	uint64_t ns = slice_period_ns() / SLICE_SHARE;
+	unsigned quota = mesh_quota_get();
+	if (quota < MESH_QUOTA_UNIT) {
+		ns = ns * quota / MESH_QUOTA_UNIT;
+	}
 	return ns < SLICE_NS_MIN ? SLICE_NS_MIN
 	    : ns > SLICE_NS_MAX  ? SLICE_NS_MAX
 	                         : ns;
@@ -662,7 +671,9 @@ request_pending(void) {
 static uint64_t
 slice_wait_ns(void) {
 	uint64_t period = slice_period_ns();
-	if (request_pending()) {
+	if (mesh_quota_get() < QUOTA_PLENTY) {
+		/* The program waits for what a slice takes of it. */
+	} else if (request_pending()) {
 		period /= REQUEST_SPEED;
 	} else if (slice_scan.site.bin != NULL) {
 		period /= slice_scan.speed;
@@ -723,6 +734,20 @@ mesh_background_work(tsdn_t *tsdn, unsigned ind) {
 		wait_ns = BACKGROUND_THREAD_DEFERRED_MAX;
 	}
 	return work_wait_ns(wait_ns < limbo_ns ? wait_ns : limbo_ns);
+}
+
+/* Has a thread of the program's look what the process may use. */
+static void
+tick_quota(tsdn_t *tsdn) {
+	if (malloc_mutex_trylock(tsdn, &mesh_mtx)) {
+		return;
+	}
+	if (mesh_quota_due() && mesh_worker_here()) {
+		int saved_errno = get_errno();
+		mesh_quota_look();
+		set_errno(saved_errno);
+	}
+	malloc_mutex_unlock(tsdn, &mesh_mtx);
 }
 
 /* Wakes background thread 0, unless it is at work anyway. */
@@ -907,6 +932,7 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 		return;
 	}
 	if (background) {
+		tick_quota(tsdn);
 		tick_wake(tsdn);
 		return;
 	}
