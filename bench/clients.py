@@ -100,8 +100,6 @@ SITUATIONS = {"alone": (nothing, False), "quota": (nothing, True),
 
 def measure(args, beside, quota, server):
     """The figures of one run on a server that has just started."""
-    if quota:
-        quota.limit(args.quota)
     keys = load.fill(server, args.mb)
     made = load.exchanges(keys)
     nmeshes = server.mesh_stats().get("nmeshes", 0)
@@ -131,6 +129,8 @@ def run(args, situation, malloc, directory):
     """One run; returns its figures."""
     beside, has_quota = SITUATIONS[situation]
     quota = Quota() if has_quota else None
+    if quota:
+        quota.limit(args.quota)
     try:
         server = common.Redis(args.redis, malloc, directory, cgroup=quota)
         try:

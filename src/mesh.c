@@ -79,6 +79,7 @@
 #include "jemalloc/internal/malloc_io.h"
 #include "jemalloc/internal/mesh_barrier.h"
 #include "jemalloc/internal/mesh_pass.h"
+#include "jemalloc/internal/mesh_quota.h"
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_stop.h"
 #include "jemalloc/internal/mesh_store.h"
@@ -142,6 +143,7 @@ mesh_settle(void) {
 	if (mesh_splice_maps_max() == 0) {
 		mesh_splice_boot();
 	}
+	mesh_quota_look();
 	atomic_store_b(&mesh_settled, true, ATOMIC_RELEASE);
 	return false;
 }
@@ -160,9 +162,8 @@ mesh_boot(tsdn_t *tsdn) {
 		return false;
 	}
 	if (opt_hpa) {
-		off_set(
-		    "it cannot work with hpa:true; remove one of the two "
-		    "options");
+		off_set("it cannot work with hpa:true; remove one of the two "
+		        "options");
 	} else if (opt_mesh_barrier != mesh_barrier_auto
 	    || opt_background_thread) {
 		/*

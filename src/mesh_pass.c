@@ -736,20 +736,6 @@ mesh_background_work(tsdn_t *tsdn, unsigned ind) {
 	return work_wait_ns(wait_ns < limbo_ns ? wait_ns : limbo_ns);
 }
 
-/* Has a thread of the program's look what the process may use. */
-static void
-tick_quota(tsdn_t *tsdn) {
-	if (malloc_mutex_trylock(tsdn, &mesh_mtx)) {
-		return;
-	}
-	if (mesh_quota_due() && mesh_worker_here()) {
-		int saved_errno = get_errno();
-		mesh_quota_look();
-		set_errno(saved_errno);
-	}
-	malloc_mutex_unlock(tsdn, &mesh_mtx);
-}
-
 /* Wakes background thread 0, unless it is at work anyway. */
 static void
 tick_wake(tsdn_t *tsdn) {
@@ -932,7 +918,6 @@ mesh_tick(tsdn_t *tsdn, arena_t *arena) {
 		return;
 	}
 	if (background) {
-		tick_quota(tsdn);
 		tick_wake(tsdn);
 		return;
 	}

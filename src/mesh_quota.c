@@ -1,31 +1,29 @@
 /*
  * The CPU quota of the control groups that the process is in (cpu.max, or
  * cpu.cfs_quota_us of version 1).  Where it is short, all threads stand still until the
- * period ends once they have used it up, and what meshing takes of it they lack.
+ * period ends once they have used it up, and what meshing takes of it they lack.  It is
+ * read once: programs that allow themselves to open files no more may be killed for it.
  *
- * Called by mesh_pass under the mesh lock, which guards all of this.  Takes no lock.
+ * Called by mesh.c and mesh_pass under the mesh lock, which guards all of this.  Takes no
+ * lock.
  */
 
 #include "jemalloc/internal/jemalloc_preamble.h"
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/malloc_io.h"
-#include "jemalloc/internal/mesh_clock.h"
 #include "jemalloc/internal/mesh_quota.h"
 
 #include <fcntl.h>
 
 /* Where control groups are, as far as anybody agrees. */
 #define CGROUPS "/sys/fs/cgroup"
-/* How long what was read is good. */
-#define LOOK_NS UINT64_C(2000000000)
 
 /* Stacks may be small. */
 static char quota_lines[4096];
 static char quota_path[4096];
 
 static unsigned quota = MESH_QUOTA_NONE;
-static uint64_t quota_due_ns;
 
 /* Reads a small file.  Returns true if that failed. */
 static bool
@@ -109,14 +107,8 @@ controllers_have_cpu(const char *names, const char *end) {
 	return false;
 }
 
-bool
-mesh_quota_due(void) {
-	return now_ns() >= quota_due_ns;
-}
-
 void
 mesh_quota_look(void) {
-	quota_due_ns = now_ns() + LOOK_NS;
 	quota = MESH_QUOTA_NONE;
 	if (text_read("/proc/self/cgroup", quota_lines, sizeof(quota_lines))) {
 		return;

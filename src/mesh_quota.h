@@ -8,12 +8,10 @@
 #define MESH_QUOTA_NONE UINT_MAX
 
 /*
- * Reads how much of the processors the process may use; and whether that was not done
- * lately.  It opens files for a moment, so it is for the program's threads.  The mesh
- * lock is held.
+ * Reads how much of the processors the process may use.  It opens files for a moment, as
+ * mesh_settle() does.  The mesh lock is held.
  */
 void mesh_quota_look(void);
-bool mesh_quota_due(void);
 
 /* What it was then, in MESH_QUOTA_UNIT, or MESH_QUOTA_NONE.  The mesh lock is held. */
 unsigned mesh_quota_get(void);
