@@ -5,8 +5,8 @@
  * private memory there takes some microseconds, and as long again to free the memory
  * of a leader; a program that frees all it has would pay that for each slab, and
  * every few microseconds change its mappings while its other threads fault pages in.
- * But slabs die together, and not for nobody: so they wait until no more come, for some
- * seconds at most, are sorted, and neighbours go out by one call each, in the
+ * But slabs die together, and not for nobody: so they wait until no more come, for a
+ * second at most, are sorted, and neighbours go out by one call each, in the
  * background.  They cost address space, and of a leader its memory, which with stock
  * jemalloc would decay for ten seconds.
  *
@@ -41,12 +41,11 @@
 #define RUN_SIZE_MAX HUGEPAGE
 /*
  * Slabs wait as long as they become more by a certain share from one look to the next,
- * each twice as far away, but not for longer than this.
+ * but not for longer than this.
  */
 #define WAIT_GROWTH_SHARE 8
-#define WAIT_NS_MAX UINT64_C(4000000000)
-#define LOOK_NS_MIN UINT64_C(50000000)
-#define LOOK_NS_MAX UINT64_C(1000000000)
+#define WAIT_NS_MAX UINT64_C(1000000000)
+#define LOOK_NS UINT64_C(50000000)
 /* How long to leave them alone once the kernel has refused. */
 #define REFUSED_PAUSE_NS UINT64_C(1000000000)
 /* Slabs that are collected in one hold of a bin lock. */
@@ -87,16 +86,12 @@ mesh_limbo_due(arena_t *arena, uint64_t *wait_ns) {
 	}
 	if (limbo->nseen == 0) {
 		limbo->until_ns = now + WAIT_NS_MAX;
-		limbo->pause_ns = LOOK_NS_MIN;
 	}
 	bool grows = n > limbo->nseen + limbo->nseen / WAIT_GROWTH_SHARE;
 	limbo->nseen = n;
 	if (grows && now < limbo->until_ns) {
-		*wait_ns = limbo->pause_ns;
-		limbo->look_ns = now + limbo->pause_ns;
-		limbo->pause_ns = limbo->pause_ns < LOOK_NS_MAX / 2
-		    ? 2 * limbo->pause_ns
-		    : LOOK_NS_MAX;
+		limbo->look_ns = now + LOOK_NS;
+		*wait_ns = LOOK_NS;
 		return false;
 	}
 	return true;
@@ -301,10 +296,8 @@ kept_try_again(arena_t *arena) {
 }
 
 void
-mesh_limbo_hurry(arena_t *arena) {
+mesh_limbo_try_again(arena_t *arena) {
 	arena->mesh.limbo.look_ns = 0;
-	/* More than there are: they wait no longer. */
-	arena->mesh.limbo.nseen = SIZE_MAX / 2;
 	arena->mesh.limbo.nseen_kept = SIZE_MAX;
 }
 
@@ -326,8 +319,6 @@ mesh_limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 			return false;
 		}
 	}
-	/* What dies from now on waits for others, too. */
-	limbo->nseen = 0;
 	if (!edata_heap_empty(&limbo->kept)) {
 		limbo->nseen_kept = mesh_limbo_nslabs(arena);
 		limbo->look_ns = now_ns() + REFUSED_PAUSE_NS;

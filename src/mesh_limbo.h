@@ -25,7 +25,7 @@ bool mesh_limbo_due(arena_t *arena, uint64_t *wait_ns);
  * ns.  Returns true when none is left that can be.  The mesh lock is held, no other.
  */
 bool mesh_limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns);
-/* They wait no longer, and those neither that the kernel has refused; the same lock. */
-void mesh_limbo_hurry(arena_t *arena);
+/* Has the next step try those again that the kernel has refused; the same. */
+void mesh_limbo_try_again(arena_t *arena);
 
 #endif /* JEMALLOC_INTERNAL_MESH_LIMBO_H */

@@ -280,14 +280,9 @@ limbo_step(tsdn_t *tsdn, arena_t *arena, uint64_t ns) {
 static uint64_t
 limbo_run(tsdn_t *tsdn) {
 	uint64_t until_ns = UINT64_MAX;
-	/* Whoever asks for a pass wants the memory back. */
-	bool hurry = atomic_load_b(&requested, ATOMIC_RELAXED);
 	for (unsigned i = 0; i < manual_arena_base; i++) {
 		arena_t *arena = arena_get(tsdn, i, false);
 		uint64_t wait_ns = UINT64_MAX;
-		if (arena != NULL && hurry) {
-			mesh_limbo_hurry(arena);
-		}
 		if (arena != NULL && mesh_limbo_due(arena, &wait_ns)) {
 			wait_ns = limbo_step(tsdn, arena, SLICE_NS_MAX)
 			    ? LIMBO_REST_NS
