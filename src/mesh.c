@@ -88,11 +88,7 @@
 
 #include <fcntl.h>
 
-/* Slabs of different arenas do not mesh; jemalloc's own default is four. */
-#define ARENAS_PER_CPU 1
-
 bool opt_mesh = false;
-bool mesh_narenas_ratio_named = false;
 
 /* Why meshing is off for good; NULL if it is not. */
 static atomic_p_t mesh_off;
@@ -118,13 +114,6 @@ descriptor_is_left(void) {
 		malloc_close(fd);
 	}
 	return fd != -1 || (get_errno() != EMFILE && get_errno() != ENFILE);
-}
-
-void
-mesh_narenas_ratio_choose(void) {
-	if (opt_mesh && !mesh_narenas_ratio_named) {
-		opt_narenas_ratio = FXP_INIT_INT(ARENAS_PER_CPU);
-	}
 }
 
 bool
@@ -235,8 +224,8 @@ mesh_global_stats_read(mesh_global_stats_t *dst) {
 	dst->store = mesh_store_bytes();
 	dst->generation = mesh_store_generation();
 	dst->interrupted = mesh_stop_interrupted();
-	dst->barrier =
-	    mesh_barrier_names[settled ? mesh_barrier_get() : opt_mesh_barrier];
+	dst->barrier = mesh_barrier_names[settled ? mesh_barrier_get()
+	                                          : opt_mesh_barrier];
 	dst->barrier_reason = settled ? mesh_barrier_reason() : "";
 	const char *off = (const char *)atomic_load_p(
 	    &mesh_off, ATOMIC_RELAXED);

@@ -102,12 +102,8 @@ struct mesh_limbo_s {
 	bool refused_whole;
 	/* How many were seen at the last look, 0 if none. */
 	size_t nseen;
-	/*
-	 * When to look again, how long not after the next look, and until when they may
-	 * wait.
-	 */
+	/* When to look again; and until when they may wait. */
 	uint64_t look_ns;
-	uint64_t pause_ns;
 	uint64_t until_ns;
 };
 
@@ -226,13 +222,6 @@ extern bool mesh_placing;
 
 /* mesh.c */
 
-/* Set by conf.c if any source of options names narenas_ratio. */
-extern bool mesh_narenas_ratio_named;
-/*
- * Chooses how many arenas there are a processor, unless the user does.  Called once,
- * before arenas are counted, single-threaded.
- */
-void mesh_narenas_ratio_choose(void);
 /*
  * Makes ready, with no system call unless an option asks for a certain barrier.
  * Called once, at the end of jemalloc's initialization, single-threaded.  Returns

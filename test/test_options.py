@@ -131,19 +131,6 @@ def test_statistics_text(program):
         assert re.search(f"^{line}$", section, re.M), (line, section)
 
 
-@pytest.mark.parametrize("conf, per_processor", [
-    ("mesh:false", 4), (ON, 1), (ON + ",narenas_ratio:4", 4),
-    ("narenas_ratio:2," + ON, 2), (ON + ",narenas:7", None)])
-def test_arenas(program, conf, per_processor):
-    """There is one arena a processor with mesh:true, since slabs of two do not mesh,
-    unless the user says how many; seen to fail with stock's default of four."""
-    _, printed = probe(program, conf, "-s", "J").stdout.split("\n", 1)
-    processors = len(os.sched_getaffinity(0))
-    wanted = 7 if per_processor is None else (
-        1 if processors == 1 else per_processor * processors)
-    assert json.loads(printed)["jemalloc"]["opt"]["narenas"] == wanted
-
-
 def test_file_size_limit(program):
     """Where no large file may be made, as after ulimit -f, nothing is meshed."""
     run = probe(program, ON, before=["prlimit", "--fsize=1048576"])
