@@ -1073,7 +1073,7 @@ mesh_arena_pass(tsdn_t *tsdn, arena_t *arena) {
 		return;
 	}
 	malloc_mutex_lock(tsdn, &mesh_mtx);
-	mesh_limbo_hurry(arena);
+	mesh_limbo_try_again(arena);
 	while (!limbo_step(tsdn, arena, SLICE_NS_MAX)) {
 		/* Lets others take it, fork for one. */
 		malloc_mutex_unlock(tsdn, &mesh_mtx);
