@@ -13,14 +13,12 @@ SECONDS = int(os.environ.get("MESH_SOAK_SECONDS", "45"))
 MIB = 1 << 20
 MESH = ",mesh:true"
 CONSTANTLY = ",mesh:true,mesh_period_ms:0"
-# Enough that what libc keeps for threads that live on meshes with nothing, as it may.
-ARENAS = "narenas:8"
 
 
 def life(program, *args, conf="", lib="release", seconds=SECONDS, before=()):
     """Runs soak.c; returns its result and its samples by name, the last of each."""
     run = program("soak").run(
-        "-s", seconds, "-w", 4, *args, lib=lib, conf=f"abort_conf:true,{ARENAS}{conf}",
+        "-s", seconds, "-w", 4, *args, lib=lib, conf="abort_conf:true" + conf,
         before=before, timeout=3 * seconds + 120)
     assert run.returncode == 0, run
     result = run.json
