@@ -398,13 +398,6 @@ terminal_collects(int fd) {
 	    && (termios.c_cc[VMIN] > 1 || termios.c_cc[VTIME] > 0);
 }
 
-/* Reading and writing files nothing can interrupt, but where a process serves them. */
-static bool
-fd_is_served(int fd) {
-	struct stat st;
-	return fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-}
-
 /* Whether it waits for more than there is, or would take the same twice. */
 static bool
 socket_collects(int fd, uint64_t flags) {
@@ -429,7 +422,8 @@ mesh_call_frailty(const mesh_call_t *call) {
 	case SYS_read:
 	case SYS_readv:
 	case SYS_preadv2:
-		fragile = fd_is_served(fd) || terminal_collects(fd)
+		/* Of files nothing can interrupt it, but where a process serves them. */
+		fragile = mesh_transfer_is_file(fd) || terminal_collects(fd)
 		    || socket_collects(fd, 0);
 		break;
 	case SYS_pread64:
@@ -439,7 +433,7 @@ mesh_call_frailty(const mesh_call_t *call) {
 	case SYS_pwrite64:
 	case SYS_pwritev:
 	case SYS_pwritev2:
-		fragile = fd_is_served(fd);
+		fragile = mesh_transfer_is_file(fd);
 		break;
 	case SYS_recvmsg:
 		fragile = socket_collects(fd, args[2]);

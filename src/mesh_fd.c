@@ -203,6 +203,21 @@ mesh_fd_valid(const mesh_fd_t *mfd) {
 	return mesh_fd_stat(mfd, &st);
 }
 
+bool
+mesh_fd_read_text(int dir, const char *path, char *text, size_t size) {
+	int fd = (int)syscall(SYS_openat, dir, path, O_RDONLY | O_CLOEXEC);
+	if (fd == -1) {
+		return true;
+	}
+	ssize_t n = malloc_read_fd(fd, text, size - 1);
+	malloc_close(fd);
+	if (n <= 0) {
+		return true;
+	}
+	text[n] = '\0';
+	return false;
+}
+
 void
 mesh_fd_drop(mesh_fd_t *mfd) {
 	if (mesh_fd_valid(mfd)) {

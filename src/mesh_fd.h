@@ -46,6 +46,12 @@ bool mesh_fd_valid(const mesh_fd_t *mfd);
 /* How many there are, and whether a number is one of them. */
 unsigned mesh_fd_count(void);
 bool     mesh_fd_is_own(int fd);
+/*
+ * Reads the beginning of a file, a path from the directory dir or AT_FDCWD, as a string
+ * of less than size bytes; for a moment that takes a descriptor.  Returns true if it
+ * cannot be read, or is empty.
+ */
+bool mesh_fd_read_text(int dir, const char *path, char *text, size_t size);
 /* Closes the descriptor if it is still ours, and forgets it. */
 void mesh_fd_drop(mesh_fd_t *mfd);
 

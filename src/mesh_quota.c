@@ -12,6 +12,7 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_quota.h"
 
 #include <fcntl.h>
@@ -24,19 +25,6 @@ static char quota_lines[4096];
 static char quota_path[4096];
 
 static unsigned quota = MESH_QUOTA_NONE;
-
-/* Reads a small file.  Returns true if that failed. */
-static bool
-text_read(const char *path, char *text, size_t size) {
-	int fd = malloc_open(path, O_RDONLY | O_CLOEXEC);
-	if (fd == -1) {
-		return true;
-	}
-	ssize_t n = malloc_read_fd(fd, text, size - 1);
-	malloc_close(fd);
-	text[n > 0 ? n : 0] = '\0';
-	return n <= 0;
-}
 
 /* A number at text, and where it ends; 0 if there is none, as of "max" and "-1". */
 static uint64_t
@@ -55,7 +43,7 @@ group_read(size_t n, bool unified) {
 	char    *name = &quota_path[n];
 	uint64_t most, period;
 	malloc_snprintf(name, left, unified ? "/cpu.max" : "/cpu.cfs_quota_us");
-	if (text_read(quota_path, text, sizeof(text))) {
+	if (mesh_fd_read_text(AT_FDCWD, quota_path, text, sizeof(text))) {
 		return;
 	}
 	most = number_read(text, &end);
@@ -63,7 +51,8 @@ group_read(size_t n, bool unified) {
 		period = number_read(end + (*end == ' '), &end);
 	} else {
 		malloc_snprintf(name, left, "/cpu.cfs_period_us");
-		period = text_read(quota_path, text, sizeof(text))
+		period = mesh_fd_read_text(
+		             AT_FDCWD, quota_path, text, sizeof(text))
 		    ? 0
 		    : number_read(text, &end);
 	}
@@ -110,7 +99,8 @@ controllers_have_cpu(const char *names, const char *end) {
 void
 mesh_quota_look(void) {
 	quota = MESH_QUOTA_NONE;
-	if (text_read("/proc/self/cgroup", quota_lines, sizeof(quota_lines))) {
+	if (mesh_fd_read_text(AT_FDCWD, "/proc/self/cgroup", quota_lines,
+	        sizeof(quota_lines))) {
 		return;
 	}
 	/* Lines of "number:controllers:group". */

@@ -16,6 +16,7 @@
 #include "jemalloc/internal/mesh_splice.h"
 #include "jemalloc/internal/mesh_walk.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -487,16 +488,10 @@ mesh_splice_boot(void) {
 	maps_max = opt_mesh_max_maps;
 	if (maps_max == 0) {
 		size_t limit = MAPS_LIMIT_DEFAULT;
-		int    fd = malloc_open(
-		       "/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
-		if (fd != -1) {
-			char    buf[32];
-			ssize_t n = malloc_read_fd(fd, buf, sizeof(buf) - 1);
-			if (n > 0) {
-				buf[n] = '\0';
-				limit = (size_t)malloc_strtoumax(buf, NULL, 10);
-			}
-			malloc_close(fd);
+		char   buf[32];
+		if (!mesh_fd_read_text(AT_FDCWD, "/proc/sys/vm/max_map_count",
+		        buf, sizeof(buf))) {
+			limit = (size_t)malloc_strtoumax(buf, NULL, 10);
 		}
 		/* The rest is the program's own, or for slabs that part. */
 		maps_max = limit - limit / 4;

@@ -9,6 +9,7 @@
 #include "jemalloc/internal/jemalloc_internal_includes.h"
 
 #include "jemalloc/internal/malloc_io.h"
+#include "jemalloc/internal/mesh_fd.h"
 #include "jemalloc/internal/mesh_task.h"
 
 #include <dirent.h>
@@ -142,18 +143,9 @@ const char *
 mesh_tasks_read(const mesh_tasks_t *tasks, uint32_t tid, const char *name) {
 	char path[32];
 	malloc_snprintf(path, sizeof(path), "%u/%s", tid, name);
-	int fd = (int)syscall(
-	    SYS_openat, tasks->fd, path, O_RDONLY | O_CLOEXEC);
-	if (fd == -1) {
-		return NULL;
-	}
-	ssize_t n = malloc_read_fd(fd, task_text, sizeof(task_text) - 1);
-	malloc_close(fd);
-	if (n <= 0) {
-		return NULL;
-	}
-	task_text[n] = '\0';
-	return task_text;
+	return mesh_fd_read_text(tasks->fd, path, task_text, sizeof(task_text))
+	    ? NULL
+	    : task_text;
 }
 
 const char *

@@ -59,8 +59,8 @@ fd_takes_all(int fd) {
 	        || (S_ISCHR(st.st_mode) && fd_is_terminal(fd)));
 }
 
-static bool
-fd_is_file(int fd) {
+bool
+mesh_transfer_is_file(int fd) {
 	struct stat st;
 	return fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
 }
@@ -130,7 +130,7 @@ mesh_transfer_begin(mesh_transfer_t *transfer, long nr, const uint64_t *seen,
 		}
 		return fd_takes_all(fd);
 	case SYS_sendfile:
-		return fd_takes_all(fd) || fd_is_file(fd);
+		return fd_takes_all(fd) || mesh_transfer_is_file(fd);
 	case SYS_sendto:
 		args[3] |= send;
 		return socket_sends_all(fd, seen[3]);

@@ -39,5 +39,7 @@ bool mesh_transfer_next(mesh_transfer_t *transfer);
  * to it unless it is NULL.
  */
 bool mesh_transfer_timeout(int fd, int option, struct timeval *tv);
+/* Whether a descriptor is a regular file's. */
+bool mesh_transfer_is_file(int fd);
 
 #endif /* JEMALLOC_INTERNAL_MESH_TRANSFER_H */

@@ -673,40 +673,34 @@ wait_recv(void) {
 	return wait_end(fds[0], fds[1]);
 }
 
-/* Of something, and not all. */
+/* Of something, and not all: as the socket is told to, or by flags. */
 static int
-wait_part(void) {
+wait_part_by(int mark, int flags) {
 	int  fds[2];
-	char bytes[10];
-	wait_pair(fds, true);
-	bad += send(fds[1], bytes, 7, 0) != 7;
-	wait_begin();
-	bad += recv(fds[0], bytes, sizeof(bytes), MSG_WAITALL) != 7;
-	return wait_end(fds[0], fds[1]);
-}
-
-/* The same, of what the socket is told to wait for; or looking on. */
-static int
-wait_mark(void) {
-	int  fds[2], mark = 10;
 	char bytes[10];
 	wait_pair(fds, true);
 	setsockopt(fds[0], SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof(mark));
 	bad += send(fds[1], bytes, 7, 0) != 7;
 	wait_begin();
-	bad += read(fds[0], bytes, sizeof(bytes)) != 7;
+	ssize_t n = flags == 0 ? read(fds[0], bytes, sizeof(bytes))
+	                       : recv(fds[0], bytes, sizeof(bytes), flags);
+	bad += n != 7;
 	return wait_end(fds[0], fds[1]);
 }
 
 static int
+wait_part(void) {
+	return wait_part_by(1, MSG_WAITALL);
+}
+
+static int
+wait_mark(void) {
+	return wait_part_by(10, 0);
+}
+
+static int
 wait_peek(void) {
-	int  fds[2];
-	char bytes[10];
-	wait_pair(fds, true);
-	bad += send(fds[1], bytes, 7, 0) != 7;
-	wait_begin();
-	bad += recv(fds[0], bytes, sizeof(bytes), MSG_PEEK | MSG_WAITALL) != 7;
-	return wait_end(fds[0], fds[1]);
+	return wait_part_by(1, MSG_PEEK | MSG_WAITALL);
 }
 
 /* Much more than there is room for. */
