@@ -86,6 +86,27 @@ socket_receives_all(int fd, uint64_t flags) {
 	    && fd_waits(fd);
 }
 
+/*
+ * Whether a stream socket waits for more than has come, SO_RCVLOWAT.  A signal that comes
+ * while a thread is on its way to sleep there ends that.
+ */
+static bool
+socket_waits_on(mesh_transfer_t *transfer, int fd, uint64_t flags) {
+	int       mark = 0, type = 0;
+	socklen_t size = sizeof(mark);
+	if ((flags & (MSG_PEEK | MSG_DONTWAIT)) != 0
+	    || syscall(
+	           SYS_getsockopt, fd, SOL_SOCKET, SO_RCVLOWAT, &mark, &size)
+	        != 0
+	    || (uint64_t)mark <= transfer->done
+	    || syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, &type, &size)
+	        != 0) {
+		return false;
+	}
+	transfer->enough = (uint64_t)mark;
+	return type == SOCK_STREAM && fd_waits(fd);
+}
+
 bool
 mesh_transfer_begin(mesh_transfer_t *transfer, long nr, const uint64_t *seen,
     long done, bool timed) {
@@ -98,11 +119,20 @@ mesh_transfer_begin(mesh_transfer_t *transfer, long nr, const uint64_t *seen,
 	transfer->nr = nr;
 	transfer->seen = seen;
 	transfer->done = (uint64_t)done;
+	transfer->enough = UINT64_MAX;
 	memcpy(args, seen, sizeof(transfer->args));
 	switch (nr) {
 	case SYS_getrandom:
 		return true;
 	case SYS_read:
+		if (socket_waits_on(transfer, fd, 0)) {
+			transfer->nr = SYS_recvfrom;
+			args[3] = wait;
+			args[4] = 0;
+			args[5] = 0;
+			return true;
+		}
+		JEMALLOC_FALLTHROUGH;
 	case SYS_pread64:
 		return fd_gives_all(fd);
 	case SYS_readv:
@@ -144,7 +174,8 @@ mesh_transfer_begin(mesh_transfer_t *transfer, long nr, const uint64_t *seen,
 		return socket_sends_all(fd, seen[3]);
 	case SYS_recvfrom:
 		args[3] |= wait;
-		return socket_receives_all(fd, seen[3]);
+		return socket_receives_all(fd, seen[3])
+		    || socket_waits_on(transfer, fd, seen[3]);
 	case SYS_recvmsg:
 		transfer->vectors = msg->msg_iov;
 		transfer->nvectors = msg->msg_iovlen;
@@ -242,7 +273,7 @@ mesh_transfer_next(mesh_transfer_t *transfer) {
 		unsigned where = transfer->nr == SYS_getrandom ? 0 : 1;
 		args[where] = seen[where] + done;
 		args[where + 1] = seen[where + 1] - done;
-		return done < seen[where + 1];
+		return done < seen[where + 1] && done < transfer->enough;
 	}
 	}
 }

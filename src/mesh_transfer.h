@@ -14,8 +14,9 @@ struct mesh_transfer_s {
 	/* Where it began, if in vectors. */
 	const struct iovec *vectors;
 	size_t              nvectors;
-	/* What it comes to so far: bytes or messages. */
+	/* What it comes to so far: bytes or messages; and what is enough, if not all. */
 	uint64_t done;
+	uint64_t enough;
 	/* The call that goes on with it, its arguments, and what they point to. */
 	long          nr;
 	uint64_t      args[6];
